@@ -1,0 +1,42 @@
+/** What the API may ask of the manager. The HTTP layer knows only this; `Manager` implements it. */
+import type { Duplex } from 'node:stream';
+import type { VmSpecInput } from '../vm/spec.js';
+import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../vm/view.js';
+
+export interface ManagerPort {
+  listVms(): VmView[];
+  /** @throws VM_NOT_FOUND */
+  showVm(name: string): VmView;
+  /** Resolves when the guest beats. @throws VM_EXISTS, IMAGE_NOT_FOUND, QEMU_*, GUEST_BOOT_TIMEOUT, NETWORK_*, NO_SPACE */
+  runVm(spec: VmSpecInput, progress: OnProgress): Promise<VmView>;
+  /** Asks the guest to power off; after `timeoutMs` it is killed. @throws VM_NOT_FOUND, VM_NOT_RUNNING */
+  stopVm(name: string, options: { timeoutMs: number }, progress: OnProgress): Promise<VmView>;
+  /** Stops at once, as pulling the plug: no promotion follows. */
+  killVm(name: string): Promise<VmView>;
+  /** Forgets a stopped VM; with `force` it is killed first. @throws VM_BUSY when it runs */
+  removeVm(name: string, options: { force: boolean }): Promise<void>;
+  /** The last bytes of the serial console (`console`) or of QEMU's own messages (`qemu`), oldest first. */
+  readLog(name: string, which: 'console' | 'qemu', maxBytes: number): Promise<string>;
+  /** A live serial console; it follows the VM through promotions until either side closes it. */
+  openConsole(name: string): Promise<Duplex>;
+  /** Makes a fault for drills and demos: stops the vCPUs (SIGSTOP), panics the guest, or kills QEMU (SIGKILL). */
+  injectFault(name: string, fault: 'kill' | 'hang' | 'panic'): Promise<{ atNs: string }>;
+  /** Runs a shell command in the guest through its agent. @throws QUEUE_FULL, VM_NOT_RUNNING */
+  guestExec(name: string, command: string): Promise<{ exitCode: number }>;
+
+  listShadows(): ShadowView[];
+  /** Resolves when the shadow is ready. @throws SHADOW_EXISTS, VM_NOT_RUNNING */
+  createShadow(name: string, progress: OnProgress): Promise<ShadowView>;
+  /** Planned switchover. @throws SHADOW_NOT_FOUND, SHADOW_NOT_READY, PROMOTION_IN_PROGRESS */
+  promoteShadow(name: string): Promise<PromotionView>;
+  /** Takes the protection away; a rule that would make it anew is set to manual. @throws SHADOW_NOT_FOUND */
+  removeShadow(name: string): Promise<void>;
+
+  /** The retained events with `seq` above `since`, oldest first, at most `limit` (the newest ones). */
+  listEvents(filter: { since?: number; limit?: number; vm?: string }): Event[];
+  /** Calls `listener` for each new event until the returned function is called. */
+  followEvents(listener: (event: Event) => void): () => void;
+
+  /** Ends every VM and takes away everything that was made on the host. */
+  close(): Promise<void>;
+}
