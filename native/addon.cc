@@ -1,0 +1,10 @@
+// The addon's table of contents: each source file registers its own functions.
+#include "addon.h"
+
+static Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  RegisterFile(env, exports);
+  RegisterNetwork(env, exports);
+  return exports;
+}
+
+NODE_API_MODULE(shadowvm, Init)

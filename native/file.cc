@@ -1,0 +1,24 @@
+// Small file operations that Node lacks.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "addon.h"
+
+// lockFile(path): fd. Takes an exclusive advisory lock that the kernel drops with the process; throws EWOULDBLOCK
+// (code "EAGAIN") when another process holds it. The caller keeps the fd open for as long as it wants the lock.
+static Napi::Value LockFile(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsString()) throw Napi::TypeError::New(env, "lockFile(path)");
+  const std::string path = info[0].As<Napi::String>();
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (fd < 0) throw ErrnoError(env, errno, "open", path);
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    const int number = errno;
+    close(fd);
+    throw ErrnoError(env, number, "flock", path);
+  }
+  return Napi::Number::New(env, fd);
+}
+
+void RegisterFile(Napi::Env env, Napi::Object exports) { exports.Set("lockFile", Napi::Function::New(env, LockFile)); }
