@@ -2,7 +2,10 @@
 #include "addon.h"
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  RegisterEpoch(env, exports);
   RegisterFile(env, exports);
+  RegisterMemory(env, exports);
+  RegisterProcess(env, exports);
   RegisterNetwork(env, exports);
   return exports;
 }

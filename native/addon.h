@@ -6,7 +6,10 @@
 
 #include <napi.h>
 
+void RegisterEpoch(Napi::Env env, Napi::Object exports);
 void RegisterFile(Napi::Env env, Napi::Object exports);
+void RegisterMemory(Napi::Env env, Napi::Object exports);
+void RegisterProcess(Napi::Env env, Napi::Object exports);
 void RegisterNetwork(Napi::Env env, Napi::Object exports);
 
 // An Error with `code` ("ENOENT", or one of our own such as "ERR_CLOSED") and `syscall`, as Node's own errors have.

@@ -1,0 +1,148 @@
+// The JavaScript object EpochSource: an EpochBuffer behind a worker thread.
+#include <string>
+
+#include "addon.h"
+#include "epoch.h"
+#include "worker.h"
+
+class EpochSource : public Napi::ObjectWrap<EpochSource> {
+ public:
+  static void Register(Napi::Env env, Napi::Object exports);
+  explicit EpochSource(const Napi::CallbackInfo& info);
+
+ private:
+  Napi::Value Sync(const Napi::CallbackInfo& info);
+  Napi::Value Collect(const Napi::CallbackInfo& info);
+  Napi::Value Commit(const Napi::CallbackInfo& info);
+  Napi::Value Abort(const Napi::CallbackInfo& info);
+  void Close(const Napi::CallbackInfo& info);
+  void RequireOpen(Napi::Env env) const;
+
+  std::shared_ptr<EpochBuffer> buffer_;
+  std::unique_ptr<Worker> worker_;
+};
+
+static Napi::Object ToObject(Napi::Env env, const CommitStats& stats) {
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("changedPages", static_cast<double>(stats.changedPages));
+  result.Set("zeroPages", static_cast<double>(stats.zeroPages));
+  result.Set("droppedPages", static_cast<double>(stats.droppedPages));
+  result.Set("ms", static_cast<double>(stats.ns) / 1e6);
+  return result;
+}
+
+void EpochSource::Register(Napi::Env env, Napi::Object exports) {
+  exports.Set("EpochSource",
+              DefineClass(env, "EpochSource",
+                          {InstanceMethod<&EpochSource::Sync>("sync"), InstanceMethod<&EpochSource::Collect>("collect"),
+                           InstanceMethod<&EpochSource::Commit>("commit"), InstanceMethod<&EpochSource::Abort>("abort"),
+                           InstanceMethod<&EpochSource::Close>("close")}));
+}
+
+// EpochSource({ram, control, pid, tracking: 'write' | 'checksum'})
+EpochSource::EpochSource(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EpochSource>(info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsObject())
+    throw Napi::TypeError::New(env, "EpochSource({ram, control, pid, tracking})");
+  Napi::Object options = info[0].As<Napi::Object>();
+  const Napi::Value pid = options.Get("pid");
+  const Napi::Value tracking = options.Get("tracking");
+  if (!pid.IsNumber() || !tracking.IsString())
+    throw Napi::TypeError::New(env, "EpochSource({ram, control, pid, tracking})");
+  const std::string mode = tracking.As<Napi::String>();
+  if (mode != "write" && mode != "checksum")
+    throw Napi::TypeError::New(env, "tracking must be 'write' or 'checksum'");
+  const std::shared_ptr<SharedMemory> ram = GuestRam::From(options.Get("ram"));
+  const std::shared_ptr<ControlPage> control = QemuControl::From(options.Get("control"));
+  try {
+    std::unique_ptr<WriteTracker> tracker;
+    if (mode == "write")
+      tracker = std::make_unique<WriteTracker>(pid.As<Napi::Number>().Int32Value(), control, ram->bytes);
+    buffer_ = std::make_shared<EpochBuffer>(ram, control, std::move(tracker));
+  } catch (const Failure& f) {
+    throw MakeError(env, f.code, f.syscall, f.message);
+  }
+  worker_ = std::make_unique<Worker>(env, "shadowvm-epoch");
+}
+
+void EpochSource::RequireOpen(Napi::Env env) const {
+  if (!buffer_) throw MakeError(env, "ERR_CLOSED", "epochSource", "this epoch source is closed");
+}
+
+Napi::Value EpochSource::Sync(const Napi::CallbackInfo& info) {
+  RequireOpen(info.Env());
+  return worker_->Run(info.Env(), [buffer = buffer_, target = GuestRam::From(info[0])]() -> Worker::Finish {
+    const CommitStats stats = buffer->Sync(*target);
+    return [stats](Napi::Env env) { return ToObject(env, stats); };
+  });
+}
+
+Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
+  RequireOpen(info.Env());
+  return worker_->Run(info.Env(), [buffer = buffer_]() -> Worker::Finish {
+    const PassStats stats = buffer->Collect();
+    return [stats](Napi::Env env) {
+      Napi::Object result = Napi::Object::New(env);
+      result.Set("scannedPages", static_cast<double>(stats.scannedPages));
+      result.Set("stagedPages", static_cast<double>(stats.stagedPages));
+      result.Set("copiedPages", static_cast<double>(stats.copiedPages));
+      result.Set("ms", static_cast<double>(stats.ns) / 1e6);
+      return result;
+    };
+  });
+}
+
+Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
+  RequireOpen(info.Env());
+  return worker_->Run(info.Env(), [buffer = buffer_, target = GuestRam::From(info[0])]() -> Worker::Finish {
+    const CommitStats stats = buffer->Commit(*target);
+    return [stats](Napi::Env env) { return ToObject(env, stats); };
+  });
+}
+
+Napi::Value EpochSource::Abort(const Napi::CallbackInfo& info) {
+  RequireOpen(info.Env());
+  return worker_->Run(info.Env(), [buffer = buffer_]() -> Worker::Finish {
+    buffer->Abort();
+    return [](Napi::Env env) { return env.Undefined(); };
+  });
+}
+
+// close(): idempotent. ERR_BUSY while an operation is under way: its promise must settle first.
+void EpochSource::Close(const Napi::CallbackInfo& info) {
+  if (worker_ && worker_->busy())
+    throw MakeError(info.Env(), "ERR_BUSY", "epochSource", "an operation is still under way");
+  worker_.reset();
+  buffer_.reset();
+}
+
+// measureScan(ram): one pass of memcpy and one of checksumming over the same memory (which must have no holes), in one
+// thread, for the benchmark that compares them. Returns {bytes, copyMs, checksumMs}.
+static Napi::Value MeasureScan(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const std::shared_ptr<SharedMemory> ram = GuestRam::From(info[0]);
+  const SharedMemory copy("shadowvm-bench", ram->bytes);
+  memset(copy.base, 1, copy.bytes);  // its page faults are not what is measured
+  uint8_t key[kHashKeyBytes];
+  memset(key, 7, sizeof key);
+  const HashPage hash = BestHashPage();
+  struct timespec t[3];
+  clock_gettime(CLOCK_MONOTONIC, &t[0]);
+  for (size_t at = 0; at < ram->bytes; at += kPageBytes) memcpy(copy.base + at, ram->base + at, kPageBytes);
+  clock_gettime(CLOCK_MONOTONIC, &t[1]);
+  uint64_t sum = 0;
+  for (size_t at = 0; at < ram->bytes; at += kPageBytes) sum ^= hash(ram->base + at, key);
+  clock_gettime(CLOCK_MONOTONIC, &t[2]);
+  const auto ms = [&](int i) { return (t[i + 1].tv_sec - t[i].tv_sec) * 1e3 + (t[i + 1].tv_nsec - t[i].tv_nsec) / 1e6; };
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("bytes", static_cast<double>(ram->bytes));
+  result.Set("copyMs", ms(0));
+  result.Set("checksumMs", ms(1));
+  result.Set("sum", Napi::BigInt::New(env, sum));  // keeps the loop from being optimised away
+  return result;
+}
+
+void RegisterEpoch(Napi::Env env, Napi::Object exports) {
+  EpochSource::Register(env, exports);
+  exports.Set("measureScan", Napi::Function::New(env, MeasureScan));
+}

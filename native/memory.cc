@@ -1,0 +1,130 @@
+#include "memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <vector>
+
+#include "addon.h"
+
+int SharedMemory::Create(const std::string& name, size_t bytes) {
+  const int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) throw ErrnoFailure(errno, "memfd_create", name);
+  if (ftruncate(fd, static_cast<off_t>(bytes)) != 0 ||
+      fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    const int number = errno;
+    close(fd);
+    throw ErrnoFailure(number, "ftruncate", name);
+  }
+  return fd;
+}
+
+SharedMemory::SharedMemory(const std::string& name, size_t bytes) : SharedMemory(Create(name, bytes), bytes) {}
+
+SharedMemory::SharedMemory(int fd, size_t bytes)
+    : fd(fd),
+      bytes(bytes),
+      base(static_cast<uint8_t*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0))) {
+  if (base == MAP_FAILED) {
+    const int number = errno;
+    close(fd);
+    throw ErrnoFailure(number, "mmap", "guest RAM");
+  }
+}
+
+SharedMemory::~SharedMemory() {
+  munmap(base, bytes);
+  close(fd);
+}
+
+Napi::FunctionReference GuestRam::constructor_;
+
+void GuestRam::Register(Napi::Env env, Napi::Object exports) {
+  Napi::Function constructor = DefineClass(env, "GuestRam",
+                                           {InstanceAccessor<&GuestRam::Fd>("fd"), InstanceAccessor<&GuestRam::Bytes>("bytes"),
+                                            InstanceMethod<&GuestRam::ResidentBytes>("residentBytes"),
+                                            InstanceMethod<&GuestRam::Differences>("differences"),
+                                            InstanceMethod<&GuestRam::Close>("close")});
+  constructor_ = Napi::Persistent(constructor);
+  constructor_.SuppressDestruct();
+  exports.Set("GuestRam", constructor);
+}
+
+GuestRam::GuestRam(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestRam>(info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 2 || !info[0].IsString() || !info[1].IsNumber())
+    throw Napi::TypeError::New(env, "GuestRam(name: string, bytes: number)");
+  const double bytes = info[1].As<Napi::Number>().DoubleValue();
+  // 2^44 bytes keeps page numbers within 32 bits.
+  if (!(bytes >= kPageBytes) || bytes > 17592186044416.0 || static_cast<uint64_t>(bytes) % kPageBytes != 0 ||
+      bytes != static_cast<double>(static_cast<uint64_t>(bytes)))
+    throw MakeError(env, "ERR_SIZE", "memfd_create", "guest RAM must be a positive whole number of 4 KiB pages");
+  try {
+    memory_ = std::make_shared<SharedMemory>(info[0].As<Napi::String>(), static_cast<size_t>(bytes));
+  } catch (const Failure& f) {
+    throw MakeError(env, f.code, f.syscall, f.message);
+  }
+}
+
+std::shared_ptr<SharedMemory> GuestRam::From(Napi::Value value) {
+  Napi::Env env = value.Env();
+  if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(constructor_.Value()))
+    throw Napi::TypeError::New(env, "expected a GuestRam");
+  GuestRam* self = Unwrap(value.As<Napi::Object>());
+  self->Open(env);
+  return self->memory_;
+}
+
+SharedMemory& GuestRam::Open(Napi::Env env) const {
+  if (!memory_) throw MakeError(env, "ERR_CLOSED", "guestRam", "this guest RAM is closed");
+  return *memory_;
+}
+
+Napi::Value GuestRam::Fd(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), Open(info.Env()).fd); }
+
+Napi::Value GuestRam::Bytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(Open(info.Env()).bytes));
+}
+
+// residentBytes(): how much memory the file really takes.
+Napi::Value GuestRam::ResidentBytes(const Napi::CallbackInfo& info) {
+  struct stat st;
+  if (fstat(Open(info.Env()).fd, &st) != 0) throw ErrnoError(info.Env(), errno, "fstat", "guest RAM");
+  return Napi::Number::New(info.Env(), static_cast<double>(st.st_blocks) * 512);
+}
+
+// differences(other): number of pages whose contents differ; a hole counts as zeros. Blocks: for scrubs and tests on
+// stopped VMs, not for hot paths.
+Napi::Value GuestRam::Differences(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  SharedMemory& a = Open(env);
+  if (info.Length() < 1) throw Napi::TypeError::New(env, "differences(other: GuestRam)");
+  const std::shared_ptr<SharedMemory> b = From(info[0]);
+  if (a.bytes != b->bytes) throw MakeError(env, "ERR_SIZE", "differences", "the two memories differ in size");
+  static const uint8_t zeros[kPageBytes] = {};
+  const size_t pages = a.bytes / kPageBytes;
+  std::vector<bool> hasData[2] = {std::vector<bool>(pages), std::vector<bool>(pages)};
+  SharedMemory* sides[2] = {&a, b.get()};
+  try {
+    for (int side = 0; side < 2; side++)
+      VisitExtents(*sides[side], [&](size_t from, size_t to, bool data) {
+        for (size_t p = from / kPageBytes; data && p < to / kPageBytes; p++) hasData[side][p] = true;
+      });
+  } catch (const Failure& f) {
+    throw MakeError(env, f.code, f.syscall, f.message);
+  }
+  size_t count = 0;
+  for (size_t p = 0; p < pages; p++) {
+    if (!hasData[0][p] && !hasData[1][p]) continue;
+    const uint8_t* x = hasData[0][p] ? a.base + p * kPageBytes : zeros;
+    const uint8_t* y = hasData[1][p] ? b->base + p * kPageBytes : zeros;
+    if (memcmp(x, y, kPageBytes) != 0) count++;
+  }
+  return Napi::Number::New(env, static_cast<double>(count));
+}
+
+// close(): idempotent. Operations under way keep the mapping alive until they end.
+void GuestRam::Close(const Napi::CallbackInfo&) { memory_.reset(); }
+
+void RegisterMemory(Napi::Env env, Napi::Object exports) { GuestRam::Register(env, exports); }

@@ -1,0 +1,215 @@
+#include "process.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <climits>
+
+#include "addon.h"
+
+static int64_t MonotonicNs() {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
+}
+
+ControlPage::ControlPage() : memory_("shadowvm-control", SHADOWVM_CONTROL_BYTES) {
+  page()->magic = SHADOWVM_CONTROL_MAGIC;
+  page()->uffd = -1;
+}
+
+// ---- DeathWatch ----
+
+DeathWatch::DeathWatch(Napi::Env env, Napi::Function callback, std::function<bool(StopWord&)> wait,
+                       std::function<void(StopWord&)> interrupt)
+    : interrupt_(std::move(interrupt)) {
+  Napi::ThreadSafeFunction notify = Napi::ThreadSafeFunction::New(env, callback, "deathWatch", 0, 1);
+  notify.Unref(env);  // watching a VM does not by itself keep the manager alive
+  thread_ = std::thread([this, notify, wait = std::move(wait)] {
+    if (wait(stop_)) {
+      const int64_t atNs = MonotonicNs();
+      notify.BlockingCall([atNs](Napi::Env env, Napi::Function callback) {
+        callback.Call({Napi::BigInt::New(env, atNs)});
+      });
+    }
+    Napi::ThreadSafeFunction(notify).Release();
+  });
+}
+
+DeathWatch::~DeathWatch() {
+  stop_ = 1;
+  interrupt_(stop_);
+  thread_.join();
+}
+
+// ---- QemuControl ----
+
+Napi::FunctionReference QemuControl::constructor_;
+
+void QemuControl::Register(Napi::Env env, Napi::Object exports) {
+  Napi::Function constructor =
+      DefineClass(env, "QemuControl",
+                  {InstanceAccessor<&QemuControl::Fd>("fd"), InstanceMethod<&QemuControl::Read>("read"),
+                   InstanceMethod<&QemuControl::WatchDeath>("watchDeath"), InstanceMethod<&QemuControl::Close>("close")});
+  constructor_ = Napi::Persistent(constructor);
+  constructor_.SuppressDestruct();
+  exports.Set("QemuControl", constructor);
+}
+
+QemuControl::QemuControl(const Napi::CallbackInfo& info) : Napi::ObjectWrap<QemuControl>(info) {
+  try {
+    control_ = std::make_shared<ControlPage>();
+  } catch (const Failure& f) {
+    throw MakeError(info.Env(), f.code, f.syscall, f.message);
+  }
+}
+
+std::shared_ptr<ControlPage> QemuControl::From(Napi::Value value) {
+  Napi::Env env = value.Env();
+  if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(constructor_.Value()))
+    throw Napi::TypeError::New(env, "expected a QemuControl");
+  QemuControl* self = Unwrap(value.As<Napi::Object>());
+  self->Open(env);
+  return self->control_;
+}
+
+ControlPage& QemuControl::Open(Napi::Env env) const {
+  if (!control_) throw MakeError(env, "ERR_CLOSED", "qemuControl", "this control page is closed");
+  return *control_;
+}
+
+Napi::Value QemuControl::Fd(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), Open(info.Env()).fd());
+}
+
+// read(): {alive, tracking, errorCode, ramBytes}; alive is null until the shim has reported.
+Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const ControlPage& control = Open(env);
+  static const char* const names[] = {"unseen", "registered", "failed"};
+  const uint32_t tracking = __atomic_load_n(&control.page()->tracking, __ATOMIC_ACQUIRE);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("alive", control.born() ? Napi::Boolean::New(env, !control.dead()) : env.Null());
+  result.Set("tracking", names[tracking <= SHADOWVM_TRACKING_FAILED ? tracking : 0]);
+  const char* error = control.page()->error == 0 ? nullptr : strerrorname_np(control.page()->error);
+  result.Set("errorCode", error ? Napi::String::New(env, error) : env.Null());
+  result.Set("ramBytes", Napi::Number::New(env, static_cast<double>(control.page()->ram_bytes)));
+  return result;
+}
+
+// watchDeath(callback(atNs)): calls back once when the process dies. ERR_NO_SHIM when nothing holds the futex.
+void QemuControl::WatchDeath(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsFunction()) throw Napi::TypeError::New(env, "watchDeath(callback)");
+  if (!Open(env).born()) throw MakeError(env, "ERR_NO_SHIM", "futex", "no process has reported in this control page");
+  if (watch_) throw MakeError(env, "ERR_BUSY", "futex", "this process is watched already");
+  const std::shared_ptr<ControlPage> control = control_;
+  uint32_t* const word = &control->page()->life;
+  watch_ = std::make_unique<DeathWatch>(
+      env, info[0].As<Napi::Function>(),
+      [control, word](DeathWatch::StopWord& stop) {
+        while (stop == 0) {
+          const uint32_t life = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+          if (life & FUTEX_OWNER_DIED) return true;
+          // FUTEX_WAITERS asks the kernel to wake us at the owner's death. A lost race only means another turn.
+          uint32_t expected = life;
+          if (!(life & FUTEX_WAITERS) &&
+              !__atomic_compare_exchange_n(word, &expected, life | FUTEX_WAITERS, false, __ATOMIC_ACQ_REL,
+                                           __ATOMIC_ACQUIRE))
+            continue;
+          // Waits for either word to change, so that ending the watch never waits for the time-out. The time-out bounds
+          // the harm of a wake-up that a misbehaving QEMU took away by scribbling over its word.
+          struct futex_waitv words[2] = {};
+          words[0] = {life | FUTEX_WAITERS, reinterpret_cast<uintptr_t>(word), FUTEX_32, 0};
+          words[1] = {0, reinterpret_cast<uintptr_t>(&stop), FUTEX_32 | FUTEX_PRIVATE_FLAG, 0};
+          struct timespec until;
+          clock_gettime(CLOCK_MONOTONIC, &until);
+          until.tv_sec += 1;
+          syscall(SYS_futex_waitv, words, 2, 0, &until, CLOCK_MONOTONIC);
+        }
+        return false;
+      },
+      [](DeathWatch::StopWord& stop) {
+        syscall(SYS_futex, reinterpret_cast<uint32_t*>(&stop), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+      });
+}
+
+// close(): idempotent; ends the watch without calling back.
+void QemuControl::Close(const Napi::CallbackInfo&) {
+  watch_.reset();
+  control_.reset();
+}
+
+// ---- ProcessHandle ----
+
+void ProcessHandle::Register(Napi::Env env, Napi::Object exports) {
+  exports.Set("ProcessHandle", DefineClass(env, "ProcessHandle",
+                                           {InstanceMethod<&ProcessHandle::Signal>("signal"),
+                                            InstanceMethod<&ProcessHandle::WatchExit>("watchExit"),
+                                            InstanceMethod<&ProcessHandle::Close>("close")}));
+}
+
+ProcessHandle::ProcessHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ProcessHandle>(info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsNumber()) throw Napi::TypeError::New(env, "ProcessHandle(pid: number)");
+  const int pid = info[0].As<Napi::Number>().Int32Value();
+  pidfd_ = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+  if (pidfd_ < 0) throw ErrnoError(env, errno, "pidfd_open", std::to_string(pid));
+}
+
+ProcessHandle::~ProcessHandle() {
+  watch_.reset();
+  if (wakeup_ >= 0) close(wakeup_);
+  if (pidfd_ >= 0) close(pidfd_);
+}
+
+// signal(number): true when it was sent, false when the process has ended already.
+Napi::Value ProcessHandle::Signal(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsNumber()) throw Napi::TypeError::New(env, "signal(number)");
+  if (pidfd_ < 0) throw MakeError(env, "ERR_CLOSED", "pidfd_send_signal", "this process handle is closed");
+  if (syscall(SYS_pidfd_send_signal, pidfd_, info[0].As<Napi::Number>().Int32Value(), nullptr, 0) == 0)
+    return Napi::Boolean::New(env, true);
+  if (errno == ESRCH) return Napi::Boolean::New(env, false);
+  throw ErrnoError(env, errno, "pidfd_send_signal", "process");
+}
+
+// watchExit(callback(atNs)): calls back once when the process has ended and may be reaped.
+void ProcessHandle::WatchExit(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsFunction()) throw Napi::TypeError::New(env, "watchExit(callback)");
+  if (pidfd_ < 0) throw MakeError(env, "ERR_CLOSED", "poll", "this process handle is closed");
+  if (watch_) throw MakeError(env, "ERR_BUSY", "poll", "this process is watched already");
+  wakeup_ = eventfd(0, EFD_CLOEXEC);
+  if (wakeup_ < 0) throw ErrnoError(env, errno, "eventfd", "");
+  watch_ = std::make_unique<DeathWatch>(
+      env, info[0].As<Napi::Function>(),
+      [pidfd = pidfd_, wakeup = wakeup_](DeathWatch::StopWord& stop) {
+        while (stop == 0) {
+          struct pollfd fds[2] = {{pidfd, POLLIN, 0}, {wakeup, POLLIN, 0}};
+          if (poll(fds, 2, -1) > 0 && (fds[0].revents & (POLLIN | POLLHUP))) return true;
+        }
+        return false;
+      },
+      [wakeup = wakeup_](DeathWatch::StopWord&) {
+        const uint64_t one = 1;
+        (void)!write(wakeup, &one, sizeof one);
+      });
+}
+
+// close(): idempotent; ends the watch without calling back.
+void ProcessHandle::Close(const Napi::CallbackInfo&) {
+  watch_.reset();
+  if (wakeup_ >= 0) close(wakeup_);
+  if (pidfd_ >= 0) close(pidfd_);
+  wakeup_ = pidfd_ = -1;
+}
+
+void RegisterProcess(Napi::Env env, Napi::Object exports) {
+  QemuControl::Register(env, exports);
+  ProcessHandle::Register(env, exports);
+}

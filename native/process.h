@@ -1,0 +1,79 @@
+// A QEMU process seen from the manager: its control page, its death, its end.
+#pragma once
+#include <linux/futex.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include <napi.h>
+
+#include "memory.h"
+#include "shim/control.h"
+
+// The manager's side of a control page (see shim/control.h).
+class ControlPage {
+ public:
+  ControlPage();
+  shadowvm_control* page() const { return reinterpret_cast<shadowvm_control*>(memory_.base); }
+  int fd() const { return memory_.fd; }
+  uint32_t life() const { return __atomic_load_n(&page()->life, __ATOMIC_ACQUIRE); }
+  bool born() const { return life() != 0; }
+  // True as soon as the kernel has begun to end the process, and before its address space is torn down: whoever sees
+  // `false` after a scan of the process's page tables knows that the scan saw them whole.
+  bool dead() const { return (life() & FUTEX_OWNER_DIED) != 0; }
+
+ private:
+  SharedMemory memory_;
+};
+
+// Calls a JavaScript function once, from a thread that waits for something.
+class DeathWatch {
+ public:
+  using StopWord = std::atomic<uint32_t>;
+  // `wait` blocks until the death (returns true) or until *stop is not 0 (returns false); `interrupt` is called after
+  // *stop was set and makes it look again.
+  DeathWatch(Napi::Env env, Napi::Function callback, std::function<bool(StopWord& stop)> wait,
+             std::function<void(StopWord& stop)> interrupt);
+  ~DeathWatch();
+
+ private:
+  StopWord stop_{0};
+  std::function<void(StopWord&)> interrupt_;
+  std::thread thread_;
+};
+
+// The JavaScript object QemuControl(): the control page of one QEMU process.
+class QemuControl : public Napi::ObjectWrap<QemuControl> {
+ public:
+  static void Register(Napi::Env env, Napi::Object exports);
+  explicit QemuControl(const Napi::CallbackInfo& info);
+  static std::shared_ptr<ControlPage> From(Napi::Value value);
+
+ private:
+  Napi::Value Fd(const Napi::CallbackInfo& info);
+  Napi::Value Read(const Napi::CallbackInfo& info);
+  void WatchDeath(const Napi::CallbackInfo& info);
+  void Close(const Napi::CallbackInfo& info);
+  ControlPage& Open(Napi::Env env) const;
+  static Napi::FunctionReference constructor_;
+  std::shared_ptr<ControlPage> control_;
+  std::unique_ptr<DeathWatch> watch_;
+};
+
+// The JavaScript object ProcessHandle(pid): a pidfd, so that a signal can never hit a recycled process number.
+class ProcessHandle : public Napi::ObjectWrap<ProcessHandle> {
+ public:
+  static void Register(Napi::Env env, Napi::Object exports);
+  explicit ProcessHandle(const Napi::CallbackInfo& info);
+  ~ProcessHandle();
+
+ private:
+  Napi::Value Signal(const Napi::CallbackInfo& info);
+  void WatchExit(const Napi::CallbackInfo& info);
+  void Close(const Napi::CallbackInfo& info);
+  int pidfd_ = -1;
+  int wakeup_ = -1;  // eventfd that ends the watch
+  std::unique_ptr<DeathWatch> watch_;
+};

@@ -1,0 +1,126 @@
+// Preloaded into QEMU (LD_PRELOAD). It does two things that only code inside the process can do, and then sleeps:
+//
+//  1. registers the mapping of the guest's RAM with userfaultfd in asynchronous write-protect mode, so that the manager
+//     can ask the kernel which pages were written (PAGEMAP_SCAN) with no handler standing in the guest's way;
+//  2. holds a robust futex in the control page, so that the manager learns of the process's death in microseconds.
+//
+// The alternative, KVM's or QEMU's own dirty log, is readable only through QEMU itself (a migration), which stops far
+// longer and exists for one migration at a time.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "control.h"
+
+// Newer than Debian 12's kernel headers.
+#ifndef UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
+#endif
+#ifndef UFFD_FEATURE_WP_UNPOPULATED
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+#ifndef UFFD_FEATURE_WP_ASYNC
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+
+static struct shadowvm_control *control;
+static struct stat ram_stat;
+
+struct life {
+  struct robust_list link;
+  struct robust_list_head head;
+};
+
+// A thread of our own and not QEMU's main thread: a main thread that sits in an uninterruptible system call would die
+// late, and taking over a glibc mutex would depend on glibc's layout instead of the kernel's documented one.
+static void *live(void *unused) {
+  (void)unused;
+  static struct life life;
+  // The futex word's address is the list entry's address plus futex_offset.
+  life.head.list.next = &life.link;
+  life.link.next = &life.head.list;
+  life.head.futex_offset = (long)((char *)&control->life - (char *)&life.link);
+  life.head.list_op_pending = NULL;
+  if (syscall(SYS_set_robust_list, &life.head, sizeof life.head) != 0) return NULL;
+  atomic_store((_Atomic uint32_t *)&control->life, (uint32_t)syscall(SYS_gettid));
+  for (;;) pause();
+}
+
+static void report(int error, enum shadowvm_tracking tracking) {
+  control->error = error;
+  atomic_store((_Atomic uint32_t *)&control->tracking, tracking);
+}
+
+static void register_ram(void *base, size_t bytes) {
+  control->ram_base = (uint64_t)base;
+  control->ram_bytes = bytes;
+  control->uffd = -1;
+  const int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+  if (uffd < 0) return report(errno, SHADOWVM_TRACKING_FAILED);
+  struct uffdio_api api = {
+      .api = UFFD_API,
+      .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC,
+  };
+  struct uffdio_register range = {.range = {(uint64_t)base, bytes}, .mode = UFFDIO_REGISTER_MODE_WP};
+  if (ioctl(uffd, UFFDIO_API, &api) != 0 || ioctl(uffd, UFFDIO_REGISTER, &range) != 0) {
+    const int error = errno;
+    close(uffd);
+    return report(error, SHADOWVM_TRACKING_FAILED);
+  }
+  control->uffd = uffd;  // stays open: closing it would end the registration
+  report(0, SHADOWVM_TRACKING_REGISTERED);
+}
+
+static int is_guest_ram(int flags, int prot, int fd) {
+  struct stat st;
+  return control != NULL && fd >= 0 && (flags & MAP_SHARED) != 0 && (prot & PROT_WRITE) != 0 && fstat(fd, &st) == 0 &&
+         st.st_ino == ram_stat.st_ino && st.st_dev == ram_stat.st_dev;
+}
+
+typedef void *(*mmap_function)(void *, size_t, int, int, int, off_t);
+
+static void *map(const char *name, void *address, size_t bytes, int prot, int flags, int fd, off_t offset) {
+  static mmap_function real;
+  if (real == NULL) real = (mmap_function)dlsym(RTLD_NEXT, name);
+  void *base = real(address, bytes, prot, flags, fd, offset);
+  if (base != MAP_FAILED && is_guest_ram(flags, prot, fd)) register_ram(base, bytes);
+  return base;
+}
+
+#define EXPORT __attribute__((visibility("default")))
+EXPORT void *mmap(void *a, size_t n, int p, int f, int fd, off_t o) { return map("mmap", a, n, p, f, fd, o); }
+EXPORT void *mmap64(void *a, size_t n, int p, int f, int fd, off64_t o) { return map("mmap64", a, n, p, f, fd, o); }
+
+__attribute__((constructor)) static void start(void) {
+  unsetenv("LD_PRELOAD");  // for this process only, not for what it may start
+  struct shadowvm_control *page =
+      mmap(NULL, SHADOWVM_CONTROL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, SHADOWVM_FD_CONTROL, 0);
+  if (page == MAP_FAILED || page->magic != SHADOWVM_CONTROL_MAGIC) return;
+  if (fstat(SHADOWVM_FD_RAM, &ram_stat) != 0) return;
+  control = page;
+  // All signals blocked: QEMU takes process-wide signals through a signalfd and must go on getting them.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_t thread;
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, 64 * 1024);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  pthread_create(&thread, &attributes, live, NULL);
+  pthread_attr_destroy(&attributes);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+}

@@ -1,0 +1,89 @@
+#include "worker.h"
+
+#include <pthread.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "addon.h"
+
+Failure ErrnoFailure(int number, const std::string& syscall, const std::string& subject) {
+  const char* name = strerrorname_np(number);
+  return {name ? name : "EUNKNOWN", syscall, syscall + " " + subject + ": " + strerror(number)};
+}
+
+Worker::Worker(Napi::Env env, const char* name) {
+  notify_ = Notify::New(env, name, 0, 1);
+  notify_.Unref(env);  // an idle worker does not keep the process alive
+  thread_ = std::thread([this, name] {
+    pthread_setname_np(pthread_self(), name);
+    // The last copy of an epoch runs while the guest stands still: ahead of other work, if we may. Failing is fine.
+    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), -10);
+    Loop();
+  });
+}
+
+Worker::~Worker() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+  notify_.Release();
+}
+
+Napi::Promise Worker::Run(Napi::Env env, Job job) {
+  if (busy_) throw MakeError(env, "ERR_BUSY", "worker", "another operation on this object is still under way");
+  auto* pending = new Pending(env);  // owned by the loop, then by Settle
+  pending->worker = this;
+  pending->job = std::move(job);
+  Napi::Promise promise = pending->deferred.Promise();
+  busy_ = true;
+  notify_.Ref(env);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    next_ = pending;
+  }
+  wake_.notify_one();
+  return promise;
+}
+
+void Worker::Loop() {
+  for (;;) {
+    Pending* pending;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [this] { return next_ != nullptr || stop_; });
+      if (next_ == nullptr) return;
+      pending = next_;
+      next_ = nullptr;
+    }
+    try {
+      pending->finish = pending->job();
+    } catch (const Failure& failure) {
+      pending->failed = true;
+      pending->failure = failure;
+    } catch (const std::bad_alloc&) {
+      pending->failed = true;
+      pending->failure = {"ENOMEM", "malloc", "out of memory"};
+    }
+    pending->job = nullptr;
+    if (notify_.BlockingCall(pending) != napi_ok) delete pending;  // the environment is going down
+  }
+}
+
+void Worker::Settle(Napi::Env env, Napi::Function, std::nullptr_t*, Pending* pending) {
+  if (env != nullptr) {
+    pending->worker->busy_ = false;
+    pending->worker->notify_.Unref(env);
+    Napi::HandleScope scope(env);
+    if (pending->failed) {
+      const Failure& f = pending->failure;
+      pending->deferred.Reject(MakeError(env, f.code, f.syscall, f.message).Value());
+    } else {
+      pending->deferred.Resolve(pending->finish(env));
+    }
+  }
+  delete pending;
+}

@@ -1,0 +1,60 @@
+// A thread that runs one job at a time off the event loop and settles a promise with its outcome.
+//
+// Each protected VM has one of its own. libuv's pool of four would do the same work, but there a pause of one VM could
+// wait behind four commits of others, or behind a slow fsync.
+#pragma once
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include <napi.h>
+
+// What a job throws; becomes an Error with code and syscall.
+struct Failure {
+  std::string code;
+  std::string syscall;
+  std::string message;
+};
+
+Failure ErrnoFailure(int number, const std::string& syscall, const std::string& subject);
+
+class Worker {
+ public:
+  // Runs on the event loop after the job, makes the promise's value.
+  using Finish = std::function<Napi::Value(Napi::Env)>;
+  // Runs on the worker's thread; may throw Failure.
+  using Job = std::function<Finish()>;
+
+  Worker(Napi::Env env, const char* name);
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  // Throws ERR_BUSY while a job is under way: the queue has room for none, callers take turns.
+  Napi::Promise Run(Napi::Env env, Job job);
+  bool busy() const { return busy_; }
+
+ private:
+  struct Pending {
+    explicit Pending(Napi::Env env) : deferred(Napi::Promise::Deferred::New(env)) {}
+    Napi::Promise::Deferred deferred;
+    Worker* worker = nullptr;
+    Job job;
+    Finish finish;
+    bool failed = false;
+    Failure failure;
+  };
+  static void Settle(Napi::Env env, Napi::Function, std::nullptr_t*, Pending* pending);
+  void Loop();
+
+  using Notify = Napi::TypedThreadSafeFunction<std::nullptr_t, Pending, Settle>;
+  Notify notify_;
+  bool busy_ = false;  // event loop's side only
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  Pending* next_ = nullptr;  // guarded by mutex_
+  bool stop_ = false;        // guarded by mutex_
+  std::thread thread_;
+};
