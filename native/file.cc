@@ -1,6 +1,7 @@
 // Small file operations that Node lacks.
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "addon.h"
@@ -21,4 +22,17 @@ static Napi::Value LockFile(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, fd);
 }
 
-void RegisterFile(Napi::Env env, Napi::Object exports) { exports.Set("lockFile", Napi::Function::New(env, LockFile)); }
+// createMemoryFile(name): fd of an empty file that lives in memory and vanishes with its last user.
+static Napi::Value CreateMemoryFile(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsString()) throw Napi::TypeError::New(env, "createMemoryFile(name)");
+  const std::string name = info[0].As<Napi::String>();
+  const int fd = memfd_create(name.c_str(), MFD_CLOEXEC);
+  if (fd < 0) throw ErrnoError(env, errno, "memfd_create", name);
+  return Napi::Number::New(env, fd);
+}
+
+void RegisterFile(Napi::Env env, Napi::Object exports) {
+  exports.Set("lockFile", Napi::Function::New(env, LockFile));
+  exports.Set("createMemoryFile", Napi::Function::New(env, CreateMemoryFile));
+}

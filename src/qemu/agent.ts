@@ -1,0 +1,134 @@
+/** The manager's end of the guest agent's virtio-serial port: heartbeats in, commands out. */
+import net from 'node:net';
+import { ShadowVmError } from '../errors.js';
+
+export interface Beat {
+  count: number;
+  uptimeMs: number;
+  memTotalKiB: number;
+  memAvailableKiB: number;
+  /** What a program in the guest has to say, '-' for nothing. */
+  app: string;
+  /** When it was heard, CLOCK_MONOTONIC ns. */
+  atNs: bigint;
+}
+
+const LINE_CHARS_MAX = 1024;
+const EXECS_MAX = 16;
+
+/** One line of the agent, or null when it is none that we know. */
+export function parseBeat(line: string, atNs: bigint): Beat | null {
+  const match = /^beat (\d{1,19}) (\d{1,15}) (\d{1,12}) (\d{1,12}) (.{1,160})$/.exec(line);
+  if (match === null) return null;
+  const [, count, uptimeMs, memTotalKiB, memAvailableKiB, app] = match;
+  return {
+    count: Number(count),
+    uptimeMs: Number(uptimeMs),
+    memTotalKiB: Number(memTotalKiB),
+    memAvailableKiB: Number(memAvailableKiB),
+    app: app as string,
+    atNs,
+  };
+}
+
+export class GuestAgent {
+  private readonly socket: net.Socket;
+  private buffer = '';
+  private nextExec = 1;
+  private readonly execs = new Map<number, { resolve: (code: number) => void; reject: (e: ShadowVmError) => void }>();
+  private closed = false;
+  last: Beat | null = null;
+  beats = 0;
+  /** Set when the guest announced a shutdown of its own will. */
+  bye: 'poweroff' | 'reboot' | null = null;
+  onBeat: ((beat: Beat) => void) | undefined;
+
+  constructor(
+    path: string,
+    private readonly vm: string,
+  ) {
+    this.socket = net.connect(path);
+    this.socket.setEncoding('latin1');
+    this.socket.on('data', (chunk: string) => this.read(chunk));
+    this.socket.on('error', () => this.close());
+    this.socket.on('close', () => this.close());
+  }
+
+  /** Asks the guest to shut down cleanly. */
+  poweroff(): void {
+    this.socket.write('poweroff\n');
+  }
+
+  /** Crashes the guest's kernel: for drills. */
+  panic(): void {
+    this.socket.write('panic\n');
+  }
+
+  /** Runs a shell command in the guest and tells its exit code. @throws INVALID_ARGUMENT, QUEUE_FULL, VM_NOT_RUNNING */
+  exec(command: string): Promise<number> {
+    const attempted = 'run a command in the guest';
+    if (command.includes('\n') || command.length > 3500)
+      return Promise.reject(
+        new ShadowVmError('INVALID_ARGUMENT', {
+          attempted,
+          subject: this.vm,
+          reason: 'a guest command is one line of at most 3500 characters',
+        }),
+      );
+    if (this.execs.size >= EXECS_MAX)
+      return Promise.reject(
+        new ShadowVmError('QUEUE_FULL', { attempted, subject: this.vm, reason: `${EXECS_MAX} commands run already` }),
+      );
+    const id = this.nextExec++;
+    return new Promise((resolve, reject) => {
+      this.execs.set(id, { resolve, reject });
+      this.socket.write(`exec ${id} ${command}\n`);
+    });
+  }
+
+  close(): void {
+    if (this.closed) return;
+    this.closed = true;
+    this.socket.destroy();
+    for (const { reject } of this.execs.values())
+      reject(
+        new ShadowVmError('VM_NOT_RUNNING', {
+          attempted: 'run a command in the guest',
+          subject: this.vm,
+          reason: 'the VM ended or was replaced by its shadow meanwhile',
+        }),
+      );
+    this.execs.clear();
+  }
+
+  private read(chunk: string): void {
+    const atNs = process.hrtime.bigint();
+    this.buffer += chunk;
+    for (let end = this.buffer.indexOf('\n'); end >= 0; end = this.buffer.indexOf('\n')) {
+      const line = this.buffer.slice(0, end);
+      this.buffer = this.buffer.slice(end + 1);
+      this.readLine(line, atNs);
+    }
+    // A guest that talks without end of line talks to nobody.
+    if (this.buffer.length > LINE_CHARS_MAX) this.buffer = '';
+  }
+
+  private readLine(line: string, atNs: bigint): void {
+    const beat = parseBeat(line, atNs);
+    if (beat !== null) {
+      this.last = beat;
+      this.beats++;
+      this.onBeat?.(beat);
+      return;
+    }
+    const exit = /^exit (\d{1,9}) (-?\d{1,9})$/.exec(line);
+    if (exit !== null) {
+      const waiting = this.execs.get(Number(exit[1]));
+      this.execs.delete(Number(exit[1]));
+      waiting?.resolve(Number(exit[2]));
+      return;
+    }
+    const bye = /^bye (poweroff|reboot)$/.exec(line);
+    if (bye !== null) this.bye = bye[1] as 'poweroff' | 'reboot';
+  }
+}

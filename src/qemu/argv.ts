@@ -1,0 +1,113 @@
+/** The command line of a QEMU: a pure function of what the VM is. A device state fits only a QEMU of the same shape. */
+import type { VmSpec } from '../vm/spec.js';
+
+export interface QemuVersion {
+  major: number;
+  minor: number;
+  micro: number;
+}
+
+/** File descriptors that QEMU inherits; native/shim/control.h names the first two as well. */
+export const QEMU_FD = { ram: 3, control: 4, deviceState: 5, incoming: 6 } as const;
+
+export const HEARTBEAT_PORT = 'org.shadowvm.heartbeat';
+
+export type NetworkAttachment =
+  | { mode: 'none' }
+  | { mode: 'tap'; tap: string; mac: string; address: string; prefixLength: number; gateway: string }
+  | { mode: 'user'; mac: string; publish: VmSpec['publish'] };
+
+export interface QemuShape {
+  spec: Pick<VmSpec, 'name' | 'ramBytes' | 'vcpus'>;
+  version: QemuVersion;
+  dataDirs: string[];
+  accelerator: 'kvm' | 'tcg';
+  kernelPath: string;
+  initrdPath: string;
+  /** Rate of the host's time stamp counter, kHz: without it, boots under TCG hang at random in calibration. */
+  tscKhz: number;
+  network: NetworkAttachment;
+  sockets: { qmp: string; heartbeat: string; console: string };
+  consoleLogPath: string;
+  /** uid (and gid) to change to once everything is open; null to stay. */
+  uid: number | null;
+  /** A shadow waits for a device state; a primary boots. */
+  incoming: boolean;
+}
+
+export function qemuArgv(shape: QemuShape): string[] {
+  const { spec, sockets } = shape;
+  const argv = [
+    ...shape.dataDirs.flatMap((dir) => ['-L', dir]),
+    ...['-name', `guest=${spec.name}`],
+    ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
+    ...['-machine', 'microvm,acpi=on,memory-backend=ram0'],
+    ...['-accel', shape.accelerator === 'kvm' ? 'kvm' : 'tcg,thread=multi'],
+    ...['-cpu', shape.accelerator === 'kvm' ? 'host' : 'max'],
+    ...['-smp', `${spec.vcpus}`],
+    ...['-m', `size=${spec.ramBytes / (1024 * 1024)}M`],
+    ...['-object', `memory-backend-file,id=ram0,size=${spec.ramBytes},mem-path=/proc/self/fd/${QEMU_FD.ram},share=on`],
+    // The saved device state carries no machine description, so that it can be loaded without a migration stream.
+    ...['-global', 'migration.send-configuration=off'],
+    // 'deny' would kill QEMU in the setuid() with which it gives up its own privileges (so would 'children'). Without
+    // exec, which spawn=deny forbids, an unprivileged QEMU has no way to elevate itself.
+    ...[
+      '-sandbox',
+      `on,obsolete=deny,elevateprivileges=${shape.uid === null ? 'deny' : 'allow'},spawn=deny,resourcecontrol=deny`,
+    ],
+    ...['-chardev', `socket,id=qmp,path=${sockets.qmp},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control'],
+    ...[
+      '-chardev',
+      `socket,id=console,path=${sockets.console},server=on,wait=off,logfile=${shape.consoleLogPath},logappend=on`,
+      '-serial',
+      'chardev:console',
+    ],
+    ...['-kernel', shape.kernelPath, '-initrd', shape.initrdPath, '-append', kernelArguments(shape)],
+    ...networkArgv(shape.network),
+    ...['-device', 'virtio-serial-device'],
+    ...['-chardev', `socket,id=heartbeat,path=${sockets.heartbeat},server=on,wait=off`],
+    ...['-device', `virtserialport,chardev=heartbeat,name=${HEARTBEAT_PORT},nr=1`],
+    ...['-device', 'virtio-balloon-device,id=balloon'],
+    ...['-object', 'rng-builtin,id=rng', '-device', 'virtio-rng-device,rng=rng'],
+  ];
+  if (shape.uid !== null) argv.push(...dropPrivileges(shape.version, shape.uid));
+  // -S: a shadow never runs by itself, only on the manager's `cont`, which comes after the fencing of the primary.
+  if (shape.incoming) argv.push('-S', '-incoming', 'defer');
+  return argv;
+}
+
+function kernelArguments(shape: QemuShape): string {
+  const words = ['console=ttyS0', 'quiet', 'panic=-1', `tsc_early_khz=${shape.tscKhz}`, 'random.trust_cpu=on'];
+  // Under emulation there is no speculation to guard against, and crypto self-tests cost a tenth of the boot.
+  if (shape.accelerator === 'tcg') words.push('mitigations=off', 'cryptomgr.notests');
+  words.push(`shadowvm.host=${shape.spec.name}`);
+  const { network } = shape;
+  if (network.mode === 'tap')
+    words.push(`shadowvm.ip=${network.address}/${network.prefixLength}`, `shadowvm.gw=${network.gateway}`);
+  if (network.mode === 'user') words.push('shadowvm.ip=10.0.2.15/24', 'shadowvm.gw=10.0.2.2');
+  return words.join(' ');
+}
+
+function networkArgv(network: NetworkAttachment): string[] {
+  switch (network.mode) {
+    case 'none':
+      return [];
+    case 'tap':
+      return [
+        ...['-netdev', `tap,id=net0,ifname=${network.tap},script=no,downscript=no,vhost=off`],
+        ...['-device', `virtio-net-device,netdev=net0,mac=${network.mac}`],
+      ];
+    case 'user': {
+      const forwards = network.publish.map((p) => `,hostfwd=tcp:127.0.0.1:${p.hostPort}-:${p.guestPort}`).join('');
+      return [
+        ...['-netdev', `user,id=net0${forwards}`],
+        ...['-device', `virtio-net-device,netdev=net0,mac=${network.mac}`],
+      ];
+    }
+  }
+}
+
+function dropPrivileges(version: QemuVersion, uid: number): string[] {
+  const modern = version.major > 9 || (version.major === 9 && version.minor >= 1);
+  return modern ? ['-run-with', `user=${uid}:${uid}`] : ['-runas', `${uid}:${uid}`];
+}

@@ -1,0 +1,256 @@
+/** One QEMU process: started, spoken to, killed. It is a primary's or a shadow's; the difference is `-incoming`. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import type { Duplex } from 'node:stream';
+import { ShadowVmError } from '../errors.js';
+import { NATIVE_BUILD_DIR } from '../native/index.js';
+import { createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
+import { GuestAgent } from './agent.js';
+import { QEMU_FD, type QemuShape, qemuArgv } from './argv.js';
+import { QmpClient } from './qmp.js';
+
+export interface LaunchOptions extends Omit<QemuShape, 'sockets'> {
+  qemuPath: string;
+  /** Folder for the sockets; their paths must stay below 108 bytes. */
+  runDir: string;
+  /** Unique among the files of runDir: "web-1-primary". */
+  tag: string;
+  qemuLogPath: string;
+  /** Called with the process number as soon as there is one, to put it into a cgroup. */
+  onSpawn?: (pid: number) => void;
+  startTimeoutMs?: number;
+}
+
+const START_TIMEOUT_MS = 30_000;
+const SIGKILL = 9;
+const SIGSTOP = 19;
+
+export class QemuProcess {
+  private constructor(
+    readonly vm: string,
+    readonly pid: number,
+    readonly ram: GuestRam,
+    readonly control: QemuControl,
+    readonly handle: ProcessHandle,
+    readonly qmp: QmpClient,
+    readonly agent: GuestAgent,
+    readonly consolePath: string,
+    /** Resolves when the process has ended and was reaped. */
+    readonly exited: Promise<void>,
+    private readonly deviceStateFd: number,
+    private readonly incoming: Duplex | null,
+    private readonly socketPaths: string[],
+  ) {}
+
+  /** Starts QEMU and waits until it answers. @throws QEMU_MISSING, QEMU_START_FAILED with QEMU's own words, QMP_TIMEOUT */
+  static async launch(options: LaunchOptions): Promise<QemuProcess> {
+    const attempted = `start QEMU for the ${options.incoming ? 'shadow' : 'VM'}`;
+    const { name, ramBytes } = options.spec;
+    const sockets = {
+      qmp: path.join(options.runDir, `${options.tag}.qmp`),
+      heartbeat: path.join(options.runDir, `${options.tag}.hb`),
+      console: path.join(options.runDir, `${options.tag}.con`),
+    };
+    const socketPaths = Object.values(sockets);
+    for (const socketPath of socketPaths) fs.rmSync(socketPath, { force: true });
+
+    const ram = new GuestRam(`shadowvm-${name}`, ramBytes);
+    const control = new QemuControl();
+    const deviceStateFd = createMemoryFile(`shadowvm-${name}-devices`);
+    // Where in its log this start's words begin.
+    const logStart = fs.existsSync(options.qemuLogPath) ? fs.statSync(options.qemuLogPath).size : 0;
+    const logFd = fs.openSync(options.qemuLogPath, 'a', 0o600);
+    const child = spawn(options.qemuPath, qemuArgv({ ...options, sockets }), {
+      // To a file and not to us: QEMU must be able to speak, and to live, after a death of the manager.
+      stdio: ['ignore', logFd, logFd, ram.fd, control.fd, deviceStateFd, options.incoming ? 'pipe' : 'ignore'],
+      env: { ...process.env, LD_PRELOAD: path.join(NATIVE_BUILD_DIR as string, 'track-shim.so') },
+      // A group of its own: Ctrl-C in the manager's terminal is the manager's business, not QEMU's.
+      detached: true,
+    });
+    fs.closeSync(logFd);
+    const exited = new Promise<void>((resolve) => {
+      child.once('exit', () => resolve());
+      child.once('error', () => resolve());
+    });
+    const discard = () => {
+      child.kill('SIGKILL');
+      incomingOf(child)?.destroy();
+      ram.close();
+      control.close();
+      fs.closeSync(deviceStateFd);
+      for (const socketPath of socketPaths) fs.rmSync(socketPath, { force: true });
+    };
+    try {
+      await spawned(child, options.qemuPath, attempted);
+      const pid = child.pid as number;
+      options.onSpawn?.(pid);
+      const startFailed = exited.then(() => {
+        throw new ShadowVmError('QEMU_START_FAILED', {
+          attempted,
+          subject: name,
+          reason: ownWords(options.qemuLogPath, logStart) ?? `it ended at once (${endOf(child)}) and said nothing`,
+          remedy: `Its whole output is in ${options.qemuLogPath}`,
+        });
+      });
+      startFailed.catch(() => {}); // raced below; a later, wanted end is nobody's error
+      const qmp = await Promise.race([
+        connectWhenUp(sockets.qmp, name, options.startTimeoutMs ?? START_TIMEOUT_MS),
+        startFailed,
+      ]);
+      if (options.incoming)
+        await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] });
+      const incoming = options.incoming ? incomingOf(child) : null;
+      incoming?.on('error', () => {}); // a QEMU that dies while it is fed: its exit tells
+      return new QemuProcess(
+        name,
+        pid,
+        ram,
+        control,
+        new ProcessHandle(pid),
+        qmp,
+        new GuestAgent(sockets.heartbeat, name),
+        sockets.console,
+        exited,
+        deviceStateFd,
+        incoming,
+        socketPaths,
+      );
+    } catch (error) {
+      discard();
+      throw error;
+    }
+  }
+
+  get alive(): boolean {
+    return this.control.read().alive !== false;
+  }
+
+  /** 'write' when the shim could register the RAM for write tracking. */
+  get writeTracking(): { usable: boolean; reason: string } {
+    const { tracking, errorCode } = this.control.read();
+    if (tracking === 'registered') return { usable: true, reason: 'userfaultfd write protection' };
+    return { usable: false, reason: errorCode ?? 'the preloaded shim did not see the RAM' };
+  }
+
+  /** Asks QEMU to save its device state; answers when it is saved. Pipelines behind a `stop`. */
+  saveDevices(timeoutMs: number): Promise<object> {
+    // A memory file by its number in QEMU: no path on a disk, no permission question, and each open truncates it.
+    const filename = `/proc/self/fd/${QEMU_FD.deviceState}`;
+    return this.qmp.execute('xen-save-devices-state', { filename, live: false }, { timeoutMs });
+  }
+
+  /** The bytes that the last saveDevices wrote. */
+  readDevices(): Buffer {
+    const state = Buffer.allocUnsafe(fs.fstatSync(this.deviceStateFd).size);
+    let read = 0;
+    while (read < state.length) {
+      const bytes = fs.readSync(this.deviceStateFd, state, read, state.length - read, read);
+      if (bytes === 0) break;
+      read += bytes;
+    }
+    return state.subarray(0, read);
+  }
+
+  /** Feeds a device state to a waiting QEMU; resolves when it is loaded and the guest may be let go with `cont`. */
+  async loadDevices(state: Buffer, timeoutMs: number): Promise<void> {
+    if (this.incoming === null) throw new Error('only a QEMU that waits can load a device state');
+    const loaded = this.qmp.waitEvent(
+      'load the device state',
+      ({ event, data }) => event === 'MIGRATION' && (data?.status === 'completed' || data?.status === 'failed'),
+      timeoutMs,
+    );
+    loaded.catch(() => {}); // awaited below; migrate-incoming may fail first
+    this.incoming.end(state);
+    await this.qmp.execute('migrate-incoming', { uri: `fd:${QEMU_FD.incoming}` }, { timeoutMs });
+    const { data } = await loaded;
+    if (data?.status === 'failed')
+      throw new ShadowVmError('PROMOTION_FAILED', {
+        attempted: 'load the device state into the shadow',
+        subject: this.vm,
+        reason: 'QEMU refused it',
+        remedy: 'Its own words are in the qemu log of the VM: shadowvm vm logs --qemu',
+      });
+  }
+
+  /** SIGKILL through the pidfd; safe at any time. */
+  kill(): void {
+    try {
+      this.handle.signal(SIGKILL);
+    } catch {
+      // closed: it was reaped already
+    }
+  }
+
+  /** Stops the whole process as a debugger would: the hang of drills and tests. */
+  freeze(): void {
+    this.handle.signal(SIGSTOP);
+  }
+
+  /** Kills the process if it lives, waits for its end and gives back everything that belonged to it. Idempotent. */
+  async dispose(): Promise<void> {
+    this.kill();
+    this.qmp.destroy();
+    this.agent.close();
+    this.incoming?.destroy();
+    await this.exited;
+    if (this.disposed) return;
+    this.disposed = true;
+    this.handle.close();
+    this.control.close();
+    this.ram.close();
+    fs.closeSync(this.deviceStateFd);
+    for (const socketPath of this.socketPaths) fs.rmSync(socketPath, { force: true });
+  }
+  private disposed = false;
+}
+
+function spawned(child: ChildProcess, qemuPath: string, attempted: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    child.once('spawn', resolve);
+    child.once('error', (cause) =>
+      reject(
+        new ShadowVmError('QEMU_MISSING', {
+          attempted,
+          subject: qemuPath,
+          reason: cause.message,
+          remedy: 'Install QEMU (Debian: apt-get install qemu-system-x86) or set SHADOWVM_QEMU',
+          cause,
+        }),
+      ),
+    );
+  });
+}
+
+/** Our end of the socket pair that the child has as its descriptor QEMU_FD.incoming. */
+function incomingOf(child: ChildProcess): Duplex | null {
+  return ((child.stdio as unknown[])[QEMU_FD.incoming] ?? null) as Duplex | null;
+}
+
+async function connectWhenUp(socketPath: string, vm: string, timeoutMs: number): Promise<QmpClient> {
+  const until = performance.now() + timeoutMs;
+  for (;;) {
+    try {
+      return await QmpClient.connect(socketPath, vm, timeoutMs);
+    } catch (error) {
+      if (performance.now() > until) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+  }
+}
+
+/** What QEMU said since `from`, without what is known to be harmless; null when nothing. */
+function ownWords(logPath: string, from: number): string | null {
+  const words = fs
+    .readFileSync(logPath)
+    .subarray(from, from + 4096)
+    .toString()
+    .split('\n')
+    .filter((line) => line.trim() !== '' && !line.includes('warning:'))
+    .join('; ');
+  return words === '' ? null : words;
+}
+
+function endOf(child: ChildProcess): string {
+  return child.signalCode === null ? `exit code ${child.exitCode}` : `signal ${child.signalCode}`;
+}
