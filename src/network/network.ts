@@ -1,0 +1,331 @@
+/**
+ * A manager's network on the host: one bridge, a tap per side of each VM. Everything here is synchronous; what stands
+ * in a failover's way (severTap, connectTap) is a handful of system calls.
+ *
+ * Ownership is written on the interface itself, as its alias ("shadowvm 3fa2…"): it can not go stale as a record in a
+ * file can, it dies with the interface, and `ip link` shows it to whoever wonders what the interface is for.
+ *
+ *   prepareTap      the shadow's tap exists and is a port of the bridge, but down: QEMU attaches, nothing flows
+ *   severTap        fencing: the dead primary's tap goes down and out of the bridge
+ *   connectTap      the shadow's tap goes up, the bridge learns where the guest is now, the neighbours are told
+ */
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { networkInterfaces } from 'node:os';
+import { ShadowVmError } from '../errors.js';
+import {
+  findConflict,
+  formatSubnet,
+  hostAddress,
+  INTERFACE_NAME_BYTES_MAX,
+  macAddress,
+  parseIpv4,
+  parseRoutes,
+  parseSubnet,
+  type Subnet,
+  tapPrefix,
+  type UsedRange,
+} from './address.js';
+import { attempt, attemptUnlessGone, errnoOf, type InterfaceCounters, nativeNetwork } from './native.js';
+
+export const BRIDGE_NAME_DEFAULT = 'shadowvm0';
+export const SUBNET_DEFAULT = '10.213.0.0/24';
+
+export interface NetworkOptions {
+  /** Of the manager that owns the interfaces: stateTag(stateDir). */
+  stateTag: string;
+  /** 1 to 15 bytes. */
+  bridge?: string | undefined;
+  /** "10.213.0.0/24", /8 to /29. The host takes the first address. */
+  subnet?: string | undefined;
+}
+
+export class Network {
+  readonly bridge: string;
+  readonly subnet: Subnet;
+  /** The host's address on the bridge: the guests' gateway. */
+  readonly hostAddress: string;
+  readonly #stateTag: string;
+
+  private constructor(stateTag: string, bridge: string, subnet: Subnet) {
+    this.#stateTag = stateTag;
+    this.bridge = bridge;
+    this.subnet = subnet;
+    this.hostAddress = hostAddress(subnet);
+  }
+
+  /**
+   * Makes the bridge, or takes the one again that this manager's last run left.
+   * @throws INVALID_ARGUMENT (subnet, name), NETWORK_CONFLICT (the name or the subnet is in use), NOT_ROOT,
+   * NETWORK_FAILED
+   */
+  static open(options: NetworkOptions): Network {
+    const bridge = options.bridge ?? BRIDGE_NAME_DEFAULT;
+    const subnet = parseSubnet(options.subnet ?? SUBNET_DEFAULT);
+    requireInterfaceName(bridge);
+    const native = nativeNetwork();
+    const attempted = 'set up the bridge';
+    const exists = attempt(attempted, bridge, () => native.interfaceExists(bridge));
+    if (exists && !isOwn(bridge, options.stateTag))
+      throw new ShadowVmError('NETWORK_CONFLICT', {
+        attempted,
+        subject: bridge,
+        reason: `an interface of this name exists and belongs to ${ownerOf(bridge)}`,
+        remedy: 'Give this manager another bridge name and subnet, or delete the interface if it is not needed',
+      });
+    requireFreeSubnet(subnet, bridge);
+    const network = new Network(options.stateTag, bridge, subnet);
+    if (!exists) attempt(attempted, bridge, () => native.createBridge(bridge));
+    try {
+      attempt(attempted, bridge, () => {
+        if (!exists) mark(bridge, options.stateTag);
+        network.#configureBridge();
+      });
+    } catch (error) {
+      // Half a bridge would be a conflict for the next attempt. The first failure is the one to report.
+      if (!exists) swallow(() => native.deleteBridge(bridge));
+      throw error;
+    }
+    return network;
+  }
+
+  #configureBridge(): void {
+    const native = nativeNetwork();
+    // Without an address of its own a bridge takes the lowest of its ports', which changes as taps come and go, and
+    // each change is a broken ARP entry in every guest.
+    native.setMac(this.bridge, macAddress(`bridge ${this.#stateTag}`));
+    // A port has to forward in the moment it goes up. Snooping would hold multicast back from a promoted guest until
+    // it reports its groups again.
+    for (const setting of ['stp_state', 'forward_delay', 'multicast_snooping'])
+      writeFileSync(`/sys/class/net/${this.bridge}/bridge/${setting}`, '0');
+    silenceIpv6(this.bridge);
+    native.setAddress(this.bridge, this.hostAddress, this.subnet.prefixLength);
+    native.setUp(this.bridge, true);
+  }
+
+  /**
+   * Makes a tap, owned by `ownerUid` so that an unprivileged QEMU can attach, as a port of the bridge that is down.
+   * A tap of this name that this manager left is replaced. @throws NETWORK_CONFLICT, NOT_ROOT, NETWORK_FAILED
+   */
+  prepareTap(tap: string, ownerUid: number): void {
+    const native = nativeNetwork();
+    const attempted = 'make the tap';
+    requireInterfaceName(tap);
+    if (attempt(attempted, tap, () => native.interfaceExists(tap))) {
+      if (!isOwn(tap, this.#stateTag))
+        throw new ShadowVmError('NETWORK_CONFLICT', {
+          attempted,
+          subject: tap,
+          reason: `an interface of this name exists and belongs to ${ownerOf(tap)}`,
+          remedy: 'Delete the interface if it is not needed, or use another state directory',
+        });
+      this.deleteTap(tap);
+    }
+    attempt(attempted, tap, () => native.createTap(tap, ownerUid));
+    try {
+      attempt(attempted, tap, () => {
+        mark(tap, this.#stateTag);
+        silenceIpv6(tap);
+        // The tap keeps the random MAC it was born with: with the guest's, the bridge would take the guest's frames
+        // for the host's own.
+        native.addToBridge(this.bridge, tap);
+      });
+    } catch (error) {
+      swallow(() => native.deleteTap(tap));
+      throw error;
+    }
+  }
+
+  /**
+   * Lets traffic flow: the tap goes up, the bridge learns that the guest is behind it, and everybody on the bridge gets
+   * a gratuitous ARP. A tap that is not a port of the bridge (severed before) becomes one again.
+   * @param guest null: for a guest whose addresses are not known; the tap is only brought up
+   * @returns whether the port forwards already; false when no QEMU is attached
+   * @throws NOT_ROOT, NETWORK_FAILED
+   */
+  connectTap(tap: string, guest: { mac: string; address: string } | null): boolean {
+    const native = nativeNetwork();
+    return attempt('connect the tap', tap, () => {
+      try {
+        native.addToBridge(this.bridge, tap);
+      } catch (error) {
+        if (errnoOf(error) !== 'EBUSY') throw error;
+      }
+      native.setUp(tap, true);
+      if (guest === null) return false;
+      const forwards = native.learnAddress(tap, guest.mac);
+      native.announce(this.bridge, guest.mac, guest.address);
+      return forwards;
+    });
+  }
+
+  /**
+   * Fences a tap: when this returns, not a frame passes in either direction, whatever QEMU does. Going down is what
+   * cuts; leaving the bridge keeps it cut should something bring the interface up. Safe on a tap that is severed or
+   * gone. @throws NOT_ROOT, NETWORK_FAILED
+   */
+  severTap(tap: string): void {
+    const native = nativeNetwork();
+    attemptUnlessGone('sever the tap', tap, ['ENODEV'], () => native.setUp(tap, false));
+    // EINVAL: it is no port of the bridge.
+    attemptUnlessGone('sever the tap', tap, ['ENODEV', 'EINVAL'], () => native.removeFromBridge(this.bridge, tap));
+  }
+
+  /** Takes some 15 ms, in which the thread waits: never on a failover's path. Safe on a tap that is gone. */
+  deleteTap(tap: string): void {
+    attemptUnlessGone('delete the tap', tap, ['ENODEV'], () => nativeNetwork().deleteTap(tap));
+  }
+
+  /** @throws NETWORK_FAILED when the tap is gone */
+  counters(tap: string): InterfaceCounters {
+    return attempt('read the counters', tap, () => nativeNetwork().counters(tap));
+  }
+
+  /** The counters of all of this manager's taps by name, in one read of about 10 microseconds. */
+  allCounters(): Record<string, InterfaceCounters> {
+    const prefix = tapPrefix(this.#stateTag);
+    return attempt('read the counters', `${prefix}*`, () => nativeNetwork().countersByName(prefix));
+  }
+
+  /** Takes away the bridge and every tap of this manager. @returns the names of what was deleted */
+  close(): string[] {
+    return sweepNetwork(this.#stateTag);
+  }
+}
+
+/**
+ * Deletes every interface that carries this manager's mark: what an earlier run left. Taps come before bridges.
+ * @param keep names to leave: taps of VMs that live on, and their bridge
+ * @returns the names of what was deleted. @throws NOT_ROOT, NETWORK_FAILED
+ */
+export function sweepNetwork(stateTag: string, keep: ReadonlySet<string> = new Set()): string[] {
+  const native = nativeNetwork();
+  const attempted = 'delete leftover interfaces';
+  const own = attempt(attempted, stateTag, () => native.listInterfaces('')).filter(
+    (name) => !keep.has(name) && isOwn(name, stateTag),
+  );
+  const bridges = own.filter((name) => existsSync(`/sys/class/net/${name}/bridge`));
+  for (const tap of own.filter((name) => !bridges.includes(name)))
+    attemptUnlessGone(attempted, tap, ['ENODEV'], () => native.deleteTap(tap));
+  for (const bridge of bridges) attemptUnlessGone(attempted, bridge, ['ENODEV'], () => native.deleteBridge(bridge));
+  return own;
+}
+
+export type TapsPermitted = { ok: true } | { ok: false; reason: string };
+let tapsPermittedAnswer: TapsPermitted | undefined;
+
+/**
+ * Whether this process can make bridges and taps: it makes one of each and deletes them, since neither the uid nor the
+ * capabilities tell (containers, missing modules, a filtered /dev/net/tun). Takes some 50 ms at the first call; the
+ * answer holds for the life of the process.
+ */
+export function tapsPermitted(): TapsPermitted {
+  tapsPermittedAnswer ??= tryTaps();
+  return tapsPermittedAnswer;
+}
+
+function tryTaps(): TapsPermitted {
+  // The process id makes the names unique among managers that try at the same time.
+  const id = process.pid.toString(36);
+  const [bridge, tap] = [`svtryb${id}`, `svtryt${id}`];
+  let step = 'load the native addon';
+  const undo: (() => void)[] = [];
+  try {
+    const native = nativeNetwork();
+    step = 'make a bridge';
+    native.createBridge(bridge);
+    undo.push(() => native.deleteBridge(bridge));
+    step = 'make a tap';
+    native.createTap(tap, 0);
+    undo.push(() => native.deleteTap(tap));
+    step = 'add a tap to a bridge';
+    native.addToBridge(bridge, tap);
+    return { ok: true };
+  } catch (error) {
+    return { ok: false, reason: `could not ${step}: ${error instanceof Error ? error.message : String(error)}` };
+  } finally {
+    for (const step of undo.reverse()) swallow(step);
+  }
+}
+
+function requireInterfaceName(name: string): void {
+  // The addon guards the kernel's rule; this one gives the user's mistake the user's words.
+  if (Buffer.byteLength(name) <= INTERFACE_NAME_BYTES_MAX && /^[A-Za-z0-9][A-Za-z0-9_.-]*$/.test(name)) return;
+  throw new ShadowVmError('INVALID_ARGUMENT', {
+    attempted: 'name a network interface',
+    subject: name,
+    reason: `a name has 1 to ${INTERFACE_NAME_BYTES_MAX} letters, digits, "_", "." and "-", beginning with a letter or digit`,
+    remedy: `Choose another name, such as ${BRIDGE_NAME_DEFAULT}`,
+  });
+}
+
+/** @throws NETWORK_CONFLICT when an address or route of the host, other than the bridge's own, overlaps */
+function requireFreeSubnet(subnet: Subnet, bridge: string): void {
+  const used: UsedRange[] = attempt('read the routes of the host', '/proc/net/route', () =>
+    parseRoutes(readFileSync('/proc/net/route', 'utf8')),
+  );
+  for (const [device, addresses] of Object.entries(networkInterfaces()))
+    for (const { family, cidr } of addresses ?? []) {
+      const [address = '', prefixLength] = cidr?.split('/') ?? [];
+      const base = parseIpv4(address);
+      if (family === 'IPv4' && base !== null) used.push({ device, base, prefixLength: Number(prefixLength) });
+    }
+  const conflict = findConflict(subnet, used, bridge);
+  if (conflict === null) return;
+  throw new ShadowVmError('NETWORK_CONFLICT', {
+    attempted: 'set up the bridge',
+    subject: `${bridge}, ${formatSubnet(subnet)}`,
+    reason: `the host already reaches ${formatSubnet(conflict)} through ${conflict.device}`,
+    remedy: 'Start the manager with a subnet that this host does not use',
+  });
+}
+
+// ---- The mark of ownership ----
+
+const aliasPath = (name: string): string => `/sys/class/net/${name}/ifalias`;
+const aliasOf = (stateTag: string): string => `shadowvm ${stateTag}`;
+
+function mark(name: string, stateTag: string): void {
+  writeFileSync(aliasPath(name), aliasOf(stateTag));
+}
+
+function readAlias(name: string): string {
+  try {
+    return readFileSync(aliasPath(name), 'utf8').trim();
+  } catch {
+    // It went away between listing and reading, or /sys is not mounted: then it can not be shown to be ours.
+    return '';
+  }
+}
+
+function isOwn(name: string, stateTag: string): boolean {
+  return readAlias(name) === aliasOf(stateTag);
+}
+
+function ownerOf(name: string): string {
+  const alias = readAlias(name);
+  return alias.startsWith('shadowvm ') ? 'another ShadowVM manager' : 'something else';
+}
+
+// ---- Settings ----
+
+/**
+ * No IPv6 on the host's side of our interfaces: no duplicate-address chatter, no link-local addresses, and no guest
+ * that reconfigures the host with a router advertisement. The guests' own IPv6 passes through the bridge untouched.
+ */
+function silenceIpv6(name: string): void {
+  try {
+    writeFileSync(`/proc/sys/net/ipv6/conf/${name}/disable_ipv6`, '1');
+  } catch (error) {
+    // ENOENT: this kernel has no IPv6. EROFS: a container's /proc; the chatter stays, everything works.
+    if (!['ENOENT', 'EROFS'].includes(errnoOf(error) ?? '')) throw error;
+  }
+}
+
+/** For undoing on the way out of a failure, which is what gets reported. */
+function swallow(step: () => void): void {
+  try {
+    step();
+  } catch {
+    // See above.
+  }
+}
