@@ -2,9 +2,11 @@
 #include "addon.h"
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  RegisterClock(env, exports);
   RegisterEpoch(env, exports);
   RegisterFile(env, exports);
   RegisterMemory(env, exports);
+  RegisterProbe(env, exports);
   RegisterProcess(env, exports);
   RegisterNetwork(env, exports);
   return exports;

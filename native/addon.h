@@ -6,9 +6,11 @@
 
 #include <napi.h>
 
+void RegisterClock(Napi::Env env, Napi::Object exports);
 void RegisterEpoch(Napi::Env env, Napi::Object exports);
 void RegisterFile(Napi::Env env, Napi::Object exports);
 void RegisterMemory(Napi::Env env, Napi::Object exports);
+void RegisterProbe(Napi::Env env, Napi::Object exports);
 void RegisterProcess(Napi::Env env, Napi::Object exports);
 void RegisterNetwork(Napi::Env env, Napi::Object exports);
 
