@@ -1,0 +1,313 @@
+/** The API from the other side: one method per route, for the CLI, the demo, the benchmarks and the tests. */
+import http from 'node:http';
+import type { Duplex } from 'node:stream';
+import { text } from 'node:stream/consumers';
+import type { z } from 'zod';
+import { type ErrorBody, ShadowVmError } from '../errors.js';
+import type { VmSpecInput } from '../vm/spec.js';
+import {
+  type Event,
+  eventSchema,
+  type OnProgress,
+  type PromotionView,
+  type ShadowView,
+  type VmView,
+} from '../vm/view.js';
+import { readLines } from './lines.js';
+import { CONSOLE_PATH, type Route, routes } from './routes.js';
+import {
+  CONSOLE_PROTOCOL,
+  describeIssues,
+  errorResponseSchema,
+  type Fault,
+  type HealthResponse,
+  LINE_BYTES_MAX,
+  NDJSON,
+  operationLineSchema,
+  type VersionResponse,
+} from './schemas.js';
+
+/** A question is answered out of memory; a daemon that says nothing for so long hangs. */
+const QUESTION_TIMEOUT_MS = 15_000;
+
+interface CallInput<R extends Route> {
+  name?: string;
+  query?: z.input<R['query']>;
+  body?: z.input<R['body']>;
+  onProgress?: OnProgress | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** What every method that may take long accepts. */
+export interface CallOptions {
+  onProgress?: OnProgress;
+  /** Gives up waiting. `runVm` is taken back by the daemon then; everything else goes on there. */
+  signal?: AbortSignal;
+}
+
+/** Holds no connection between calls, so there is nothing to close. Every method throws ShadowVmError only. */
+export class Client {
+  constructor(readonly socketPath: string) {}
+
+  version(): Promise<VersionResponse> {
+    return this.#call(routes.version, {});
+  }
+  health(): Promise<HealthResponse> {
+    return this.#call(routes.health, {});
+  }
+
+  async listVms(): Promise<VmView[]> {
+    return (await this.#call(routes.listVms, {})).vms;
+  }
+  showVm(name: string): Promise<VmView> {
+    return this.#call(routes.showVm, { name });
+  }
+  /** Resolves when the guest beats. */
+  runVm(spec: VmSpecInput, options: CallOptions = {}): Promise<VmView> {
+    return this.#call(routes.runVm, { body: spec, ...options });
+  }
+  stopVm(name: string, options: CallOptions & { timeoutMs?: number } = {}): Promise<VmView> {
+    const { timeoutMs, ...rest } = options;
+    return this.#call(routes.stopVm, { name, body: timeoutMs === undefined ? {} : { timeoutMs }, ...rest });
+  }
+  killVm(name: string): Promise<VmView> {
+    return this.#call(routes.killVm, { name });
+  }
+  async removeVm(name: string, options: { force?: boolean } = {}): Promise<void> {
+    await this.#call(routes.removeVm, { name, query: { force: options.force === true ? 'true' : 'false' } });
+  }
+  /** The last `bytes` of the log, at most 1 MiB. */
+  async readLog(name: string, which: 'console' | 'qemu' = 'console', bytes = 64 * 1024): Promise<string> {
+    return (await this.#call(routes.readLog, { name, query: { which, bytes: String(bytes) } })).text;
+  }
+  injectFault(name: string, fault: Fault): Promise<{ fault: Fault; atNs: string }> {
+    return this.#call(routes.injectFault, { name, body: { fault } });
+  }
+  guestExec(name: string, command: string): Promise<{ exitCode: number }> {
+    return this.#call(routes.guestExec, { name, body: { command } });
+  }
+
+  async listShadows(): Promise<ShadowView[]> {
+    return (await this.#call(routes.listShadows, {})).shadows;
+  }
+  /** Resolves when the shadow is ready. */
+  createShadow(name: string, options: CallOptions = {}): Promise<ShadowView> {
+    return this.#call(routes.createShadow, { name, ...options });
+  }
+  promoteShadow(name: string): Promise<PromotionView> {
+    return this.#call(routes.promoteShadow, { name });
+  }
+  async removeShadow(name: string): Promise<void> {
+    await this.#call(routes.removeShadow, { name });
+  }
+
+  async listEvents(filter: { since?: number; limit?: number; vm?: string } = {}): Promise<Event[]> {
+    return (await this.#call(routes.listEvents, { query: eventsQuery(filter) })).events;
+  }
+
+  /**
+   * New events as they happen, after those that `since` or `limit` ask for. Ends when the daemon does, or when
+   * `signal` is aborted; a reader that is too slow is cut off by the daemon, which is an error here.
+   */
+  async *followEvents(
+    filter: { since?: number; limit?: number; vm?: string; signal?: AbortSignal } = {},
+  ): AsyncGenerator<Event> {
+    const { signal, ...rest } = filter;
+    const attempted = 'follow the events';
+    const query = { ...eventsQuery(rest), follow: 'true' };
+    let response: http.IncomingMessage | undefined;
+    try {
+      response = await this.#open('GET', pathOf(routes.listEvents, undefined, query), { attempted, signal });
+      if (response.statusCode !== 200) throw await errorOf(response, attempted);
+      for await (const line of readLines(response, LINE_BYTES_MAX))
+        yield parseAs(eventSchema, parseJson(line, attempted), attempted);
+    } catch (error) {
+      if (signal?.aborted) return;
+      throw cutShort(error, attempted);
+    } finally {
+      response?.destroy();
+    }
+  }
+
+  /** The live serial console as a raw duplex; destroying it hangs up. */
+  openConsole(name: string): Promise<Duplex> {
+    const attempted = 'open the console';
+    return new Promise((resolve, reject) => {
+      const request = http.request({
+        socketPath: this.socketPath,
+        path: CONSOLE_PATH.replace(':name', encodeURIComponent(name)),
+        headers: { connection: 'Upgrade', upgrade: CONSOLE_PROTOCOL },
+        agent: false,
+      });
+      request.on('upgrade', (_response, socket, head) => {
+        if (head.length > 0) socket.unshift(head);
+        resolve(socket);
+      });
+      request.on('response', (response) => {
+        errorOf(response, attempted).then(reject, reject);
+      });
+      request.on('error', (error) => reject(unreachable(error, attempted, this.socketPath)));
+      request.end();
+    });
+  }
+
+  async #call<R extends Route>(route: R, input: CallInput<R>): Promise<z.output<R['response']>> {
+    const { attempted } = route;
+    const streams = route.long && input.onProgress !== undefined;
+    const response = await this.#open(route.method, pathOf(route, input.name, input.query), {
+      attempted,
+      body: input.body,
+      accept: streams ? NDJSON : 'application/json',
+      signal: input.signal,
+      timeoutMs: route.changes ? 0 : QUESTION_TIMEOUT_MS,
+    });
+    try {
+      if (response.statusCode !== route.status && response.headers['content-type'] !== NDJSON)
+        throw await errorOf(response, attempted);
+      const value = streams
+        ? await resultOf(response, attempted, input.onProgress!)
+        : parseJson(await text(response), attempted);
+      return parseAs(route.response, value, attempted) as z.output<R['response']>;
+    } catch (error) {
+      throw cutShort(error, attempted);
+    } finally {
+      response.destroy();
+    }
+  }
+
+  #open(
+    method: Route['method'],
+    path: string,
+    options: {
+      attempted: string;
+      body?: unknown;
+      accept?: string;
+      signal?: AbortSignal | undefined;
+      timeoutMs?: number;
+    },
+  ): Promise<http.IncomingMessage> {
+    return new Promise((resolve, reject) => {
+      const body = options.body === undefined ? undefined : JSON.stringify(options.body);
+      const request = http.request({
+        socketPath: this.socketPath,
+        method,
+        path,
+        headers: {
+          accept: options.accept ?? 'application/json',
+          ...(body === undefined
+            ? {}
+            : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) }),
+        },
+        // A connection of its own for each call: on a Unix socket that costs nothing, and nothing is left to close.
+        agent: false,
+        ...(options.signal === undefined ? {} : { signal: options.signal }),
+        ...(options.timeoutMs ? { timeout: options.timeoutMs } : {}),
+      });
+      request.on('timeout', () => request.destroy(new Error(`no answer within ${options.timeoutMs} ms`)));
+      request.on('response', resolve);
+      request.on('error', (error) => reject(unreachable(error, options.attempted, this.socketPath)));
+      request.end(body);
+    });
+  }
+}
+
+function eventsQuery(filter: { since?: number; limit?: number; vm?: string }): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(filter)
+      .filter(([, value]) => value !== undefined)
+      .map(([key, value]) => [key, String(value)]),
+  );
+}
+
+function pathOf(route: Route, name: string | undefined, query: unknown): string {
+  const path = route.path.replace(':name', encodeURIComponent(name ?? ''));
+  const search = new URLSearchParams((query ?? {}) as Record<string, string>).toString();
+  return search === '' ? path : `${path}?${search}`;
+}
+
+/** Reads the lines of a long operation up to its result. */
+async function resultOf(response: http.IncomingMessage, attempted: string, onProgress: OnProgress): Promise<unknown> {
+  for await (const line of readLines(response, LINE_BYTES_MAX)) {
+    const parsed = parseAs(operationLineSchema, parseJson(line, attempted), attempted);
+    if ('progress' in parsed) {
+      const { message, done } = parsed.progress;
+      onProgress(done === undefined ? { message } : { message, done });
+    } else if ('error' in parsed) throw fromBody(parsed.error);
+    else return parsed.result;
+  }
+  throw endedEarly(attempted);
+}
+
+function parseJson(textOfIt: string, attempted: string): unknown {
+  try {
+    return JSON.parse(textOfIt);
+  } catch (error) {
+    // Half a line is what a daemon that was killed while it answered leaves.
+    throw endedEarly(attempted, error);
+  }
+}
+
+function parseAs<S extends z.ZodType>(schema: S, value: unknown, attempted: string): z.output<S> {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  throw new ShadowVmError('INTERNAL', {
+    attempted,
+    reason: `the daemon's answer can not be read: ${describeIssues(parsed.error)}`,
+    remedy: 'Check with `shadowvm version` that client and daemon are of the same version',
+    cause: parsed.error,
+  });
+}
+
+async function errorOf(response: http.IncomingMessage, attempted: string): Promise<ShadowVmError> {
+  const body = parseAs(errorResponseSchema, parseJson(await text(response), attempted), attempted);
+  return fromBody(body.error);
+}
+
+/** The daemon's error, as if it had been thrown here. */
+function fromBody(body: ErrorBody): ShadowVmError {
+  return new ShadowVmError(body.code, {
+    attempted: body.attempted,
+    reason: body.reason,
+    ...(body.subject === undefined ? {} : { subject: body.subject }),
+    ...(body.remedy === undefined ? {} : { remedy: body.remedy }),
+  });
+}
+
+function unreachable(error: NodeJS.ErrnoException, attempted: string, socketPath: string): ShadowVmError {
+  const detail = { attempted, subject: socketPath, cause: error };
+  switch (error.code) {
+    case 'ENOENT':
+    case 'ECONNREFUSED':
+      return new ShadowVmError('DAEMON_NOT_RUNNING', {
+        ...detail,
+        reason: 'no daemon answers on this socket',
+        remedy: 'Start one with `shadowvm daemon`, or say with --state where the one you mean keeps its state',
+      });
+    case 'EACCES':
+    case 'EPERM':
+      return new ShadowVmError('NOT_ROOT', {
+        ...detail,
+        reason: 'the socket belongs to another user',
+        remedy: 'Run this as the user who runs the daemon',
+      });
+    case 'ABORT_ERR':
+      return new ShadowVmError('DAEMON_NOT_RUNNING', { ...detail, reason: 'the caller gave up waiting' });
+    default:
+      return endedEarly(attempted, error);
+  }
+}
+
+/** What is thrown while an answer is read: ours as it is, the socket's as the end of the daemon that it is. */
+function cutShort(error: unknown, attempted: string): ShadowVmError {
+  return error instanceof ShadowVmError ? error : endedEarly(attempted, error);
+}
+
+function endedEarly(attempted: string, cause?: unknown): ShadowVmError {
+  const why = cause instanceof Error ? ` (${cause.message})` : '';
+  return new ShadowVmError('DAEMON_NOT_RUNNING', {
+    attempted,
+    reason: `the daemon hung up before its answer was complete${why}`,
+    remedy: 'See in log/manager.log of the state directory why, and in `shadowvm vm ls` how things are now',
+    cause,
+  });
+}

@@ -1,0 +1,223 @@
+/**
+ * A ManagerPort without VMs behind it, for tests of what is between a user and the manager: the protocol and the command
+ * line. It keeps names and states, and does what the test put into its hooks. Everything about VMs is tested with QEMU.
+ */
+import { Duplex } from 'node:stream';
+import { ShadowVmError } from '../src/errors.js';
+import type { ManagerPort } from '../src/manager/port.js';
+import { type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
+import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../src/vm/view.js';
+
+const noQuantiles = { count: 0, p50: null, p99: null, max: null };
+
+export function vmView(name: string, more: Partial<VmView> = {}): VmView {
+  return {
+    name,
+    state: 'running',
+    generation: 1,
+    spec: vmSpecSchema.parse({ name }),
+    accelerator: 'tcg',
+    pid: 4711,
+    address: '10.77.0.2',
+    mac: '52:54:00:00:00:02',
+    tap: 'svt0',
+    networkMode: 'tap',
+    createdAt: '2026-01-01T00:00:00.000Z',
+    bootMs: 1234.5,
+    guest: { beats: 10, uptimeMs: 61_000, memTotalKiB: 250_000, memAvailableKiB: 200_000 },
+    usage: { cpuPercent: 12.34, memoryPercent: 20, networkBytesPerSecond: 1500 },
+    shadow: null,
+    failure: null,
+    ...more,
+  };
+}
+
+export function shadowView(vm: string, more: Partial<ShadowView> = {}): ShadowView {
+  return {
+    vm,
+    state: 'ready',
+    standby: 'resident',
+    createdBecause: 'by hand',
+    pid: 4712,
+    tracking: 'write',
+    epoch: 42,
+    lagMs: 37.25,
+    pauseMs: { count: 42, p50: 1.5, p99: 3.25, max: 4 },
+    lagMsAtCommit: noQuantiles,
+    pagesScanned: 1000,
+    pagesChanged: 100,
+    pagesDroppedByChecksum: 10,
+    bytesCopied: 409_600,
+    epochsAborted: 0,
+    intervalMs: 50,
+    ...more,
+  };
+}
+
+export class FakeManager implements ManagerPort {
+  readonly vms = new Map<string, VmView>();
+  readonly events: Event[] = [];
+  readonly calls: string[] = [];
+  readonly #listeners = new Set<(event: Event) => void>();
+  /** Awaited in the middle of `runVm` and `createShadow`. */
+  midway: (progress: OnProgress) => Promise<void> = async () => {};
+
+  get followerCount(): number {
+    return this.#listeners.size;
+  }
+
+  emit(type: string, vm: string | null = null, data: Record<string, unknown> = {}): void {
+    const event: Event = {
+      seq: this.events.length + 1,
+      at: '2026-01-01T00:00:00.000Z',
+      atNs: '1000000000',
+      level: 'info',
+      type,
+      vm,
+      message: `it was ${type}`,
+      data,
+    };
+    this.events.push(event);
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  #find(name: string): VmView {
+    const vm = this.vms.get(name);
+    if (vm !== undefined) return vm;
+    throw new ShadowVmError('VM_NOT_FOUND', {
+      attempted: 'find the VM',
+      subject: name,
+      reason: 'there is no VM of this name',
+      remedy: 'See `shadowvm vm ls`',
+    });
+  }
+
+  listVms(): VmView[] {
+    return [...this.vms.values()];
+  }
+  showVm(name: string): VmView {
+    return this.#find(name);
+  }
+  async runVm(input: VmSpecInput, progress: OnProgress): Promise<VmView> {
+    this.calls.push(`run ${input.name}`);
+    if (this.vms.has(input.name))
+      throw new ShadowVmError('VM_EXISTS', {
+        attempted: 'run the VM',
+        subject: input.name,
+        reason: 'there is a VM of this name already',
+        remedy: 'Choose another name, or remove that one with `shadowvm vm rm`',
+      });
+    const vm = vmView(input.name, { spec: vmSpecSchema.parse(input), state: 'booting' });
+    this.vms.set(input.name, vm);
+    progress({ message: 'starting QEMU', done: 0.1 });
+    await this.midway(progress);
+    progress({ message: 'the guest boots', done: 0.5 });
+    vm.state = 'running';
+    return vm;
+  }
+  async stopVm(name: string, options: { timeoutMs: number }, progress: OnProgress): Promise<VmView> {
+    this.calls.push(`stop ${name} ${options.timeoutMs}`);
+    const vm = this.#find(name);
+    progress({ message: 'waiting for the guest' });
+    vm.state = 'stopped';
+    return vm;
+  }
+  async killVm(name: string): Promise<VmView> {
+    const vm = this.#find(name);
+    vm.state = 'stopped';
+    return vm;
+  }
+  async removeVm(name: string, options: { force: boolean }): Promise<void> {
+    this.calls.push(`remove ${name} ${options.force}`);
+    const vm = this.#find(name);
+    if (vm.state === 'running' && !options.force)
+      throw new ShadowVmError('VM_BUSY', {
+        attempted: 'remove the VM',
+        subject: name,
+        reason: 'it runs',
+        remedy: 'Stop it first, or use --force',
+      });
+    this.vms.delete(name);
+  }
+  async readLog(name: string, which: 'console' | 'qemu', maxBytes: number): Promise<string> {
+    this.#find(name);
+    return `${which} of ${name}\nlogin:\n`.slice(-maxBytes);
+  }
+  async openConsole(name: string): Promise<Duplex> {
+    this.#find(name);
+    // Answers each input with its upper case, as no terminal does by itself.
+    const line: Duplex = new Duplex({
+      read() {},
+      write: (chunk: Buffer, _encoding, done) => {
+        line.push(chunk.toString().toUpperCase());
+        done();
+      },
+      destroy: (error, done) => {
+        this.calls.push(`console of ${name} closed`);
+        done(error);
+      },
+    });
+    line.push(`console of ${name}\r\n`);
+    return line;
+  }
+  async injectFault(name: string, fault: 'kill' | 'hang' | 'panic'): Promise<{ atNs: string }> {
+    this.#find(name);
+    this.calls.push(`fault ${name} ${fault}`);
+    return { atNs: '12345' };
+  }
+  async guestExec(name: string, command: string): Promise<{ exitCode: number }> {
+    this.#find(name);
+    this.calls.push(`exec ${name} ${command}`);
+    return { exitCode: command === 'false' ? 1 : 0 };
+  }
+  listShadows(): ShadowView[] {
+    return this.listVms().flatMap((vm) => vm.shadow ?? []);
+  }
+  async createShadow(name: string, progress: OnProgress): Promise<ShadowView> {
+    const vm = this.#find(name);
+    if (vm.shadow !== null)
+      throw new ShadowVmError('SHADOW_EXISTS', { attempted: 'create the shadow', subject: name, reason: 'it has one' });
+    progress({ message: 'first copy', done: 0.25 });
+    await this.midway(progress);
+    vm.shadow = shadowView(name);
+    return vm.shadow;
+  }
+  async promoteShadow(name: string): Promise<PromotionView> {
+    const vm = this.#find(name);
+    if (vm.shadow === null)
+      throw new ShadowVmError('SHADOW_NOT_FOUND', { attempted: 'promote the shadow', subject: name, reason: 'none' });
+    if (vm.shadow.state !== 'ready')
+      throw new ShadowVmError('SHADOW_NOT_READY', {
+        attempted: 'promote the shadow',
+        subject: name,
+        reason: `it is ${vm.shadow.state}`,
+      });
+    vm.generation++;
+    return {
+      vm: name,
+      reason: 'by hand',
+      generation: vm.generation,
+      epoch: 42,
+      cutAtNs: '1',
+      decidedAtNs: '2',
+      fencedAtNs: '3',
+      resumedAtNs: '4',
+      resumeMs: 8.5,
+      lagMs: 37,
+    };
+  }
+  async removeShadow(name: string): Promise<void> {
+    this.#find(name).shadow = null;
+  }
+  listEvents(filter: { since?: number; limit?: number; vm?: string }): Event[] {
+    const found = this.events.filter(
+      (event) => event.seq > (filter.since ?? 0) && (filter.vm === undefined || event.vm === filter.vm),
+    );
+    return filter.limit === undefined ? found : found.slice(-filter.limit);
+  }
+  followEvents(listener: (event: Event) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+  async close(): Promise<void> {}
+}
