@@ -36,6 +36,8 @@ export class QemuProcess {
     readonly qmp: QmpClient,
     readonly agent: GuestAgent,
     readonly consolePath: string,
+    /** Resolves with the kernel's word that the process is dying (CLOCK_MONOTONIC ns), long before `exited`. */
+    readonly died: Promise<bigint>,
     /** Resolves when the process has ended and was reaped. */
     readonly exited: Promise<void>,
     private readonly deviceStateFd: number,
@@ -98,6 +100,14 @@ export class QemuProcess {
         connectWhenUp(sockets.qmp, name, options.startTimeoutMs ?? START_TIMEOUT_MS),
         startFailed,
       ]);
+      // The shim holds the futex by which a death is noticed at once: without it there is no protection worth the name.
+      if (control.read().alive === null)
+        throw new ShadowVmError('QEMU_START_FAILED', {
+          attempted,
+          subject: name,
+          reason: 'the preloaded shim did not start in it',
+          remedy: 'QEMU must be dynamically linked, with no setuid bit; rebuild the shim with `npm run setup`',
+        });
       if (options.incoming)
         await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] });
       const incoming = options.incoming ? incomingOf(child) : null;
@@ -111,6 +121,7 @@ export class QemuProcess {
         qmp,
         new GuestAgent(sockets.heartbeat, name),
         sockets.console,
+        new Promise((resolve) => control.watchDeath(resolve)),
         exited,
         deviceStateFd,
         incoming,
@@ -120,10 +131,6 @@ export class QemuProcess {
       discard();
       throw error;
     }
-  }
-
-  get alive(): boolean {
-    return this.control.read().alive !== false;
   }
 
   /** 'write' when the shim could register the RAM for write tracking. */

@@ -22,6 +22,7 @@ export interface QmpCommands {
   'migrate-set-parameters': { args: Record<string, number>; result: object };
   migrate: { args: { uri: string }; result: object };
   'query-migrate': { args: undefined; result: { status?: string } };
+  'human-monitor-command': { args: { 'command-line': string }; result: string };
   balloon: { args: { value: number }; result: object };
   'announce-self': {
     args: { initial: number; max: number; rounds: number; step: number };

@@ -1,0 +1,189 @@
+/** Observes one primary, gathers what the detector needs, and calls back once when it is dead. */
+import fs from 'node:fs';
+import type { QemuProcess } from '../qemu/process.js';
+import { DETECTOR_LIMITS, type DeathCause, judge } from './detector.js';
+
+export interface Death {
+  cause: DeathCause;
+  evidence: string;
+  /** CLOCK_MONOTONIC ns of the decision. */
+  decidedAtNs: bigint;
+}
+
+export interface FailureWatchOptions {
+  primary: QemuProcess;
+  /** The guest's pauses for epochs so far, ms, the one under way included. */
+  pausedTotalMs: () => number;
+  onDeath: (death: Death) => void;
+  /** The guest ended as it had announced; no failure. */
+  onShutdown: (how: 'poweroff' | 'reboot') => void;
+  /** Silence began or ended without a death: for the event log. */
+  onSuspicion?: (silentMs: number) => void;
+}
+
+const TICK_MS = 20;
+/** A tick that comes later than this was held up, and so was everything that would have been heard meanwhile. */
+const LATE_TICK_MS = 20;
+/** Silence from which on QEMU's waiting for a CPU is measured; before that it could not matter. */
+const MEASURE_AFTER_MS = 100;
+
+export class FailureWatch {
+  private readonly timer: NodeJS.Timeout;
+  private readonly offEvents: () => void;
+  private lastTickMs = performance.now();
+  private lateMs = 0;
+  private unannouncedReset = false;
+  private monitorEnded = false;
+  private processDied = false;
+  private askedAtMs: number | null = null;
+  private ended = false;
+  private suspected = false;
+  /** Baselines at the last beat (late time, pauses) and at the begin of the measured silence (waiting for CPUs). */
+  private beats = 0;
+  private lateAtBeatMs = 0;
+  private pausedAtBeatMs = 0;
+  private waitAtSilenceMs: number | null = null;
+  private lastBeatMs: number | null = null;
+
+  constructor(private readonly options: FailureWatchOptions) {
+    const { primary } = options;
+    void primary.died.then(() => {
+      this.processDied = true;
+      this.conclude();
+    });
+    this.offEvents = primary.qmp.onEvent(({ event, data }) => {
+      if (event === 'GUEST_PANICKED') this.unannouncedReset = true;
+      if (event !== 'SHUTDOWN' || data?.guest !== true) return this.conclude();
+      // With -no-reboot a reset ends QEMU. Whether it was wanted, the agent has said on its own channel, which may be
+      // read after this one: give it a turn of the loop.
+      setImmediate(() => {
+        const { bye } = primary.agent;
+        if (bye === null) this.unannouncedReset = true;
+        else this.endWithShutdown(bye);
+        this.conclude();
+      });
+    });
+    void primary.qmp.closed.then(() => {
+      // Also what the end of an announced shutdown looks like; its event came first.
+      this.monitorEnded = true;
+      setImmediate(() => this.conclude());
+    });
+    this.timer = setInterval(() => this.tick(), TICK_MS);
+  }
+
+  /** Nothing is called back after this. */
+  close(): void {
+    this.ended = true;
+    clearInterval(this.timer);
+    this.offEvents();
+  }
+
+  private endWithShutdown(how: 'poweroff' | 'reboot'): void {
+    if (this.ended) return;
+    this.close();
+    this.options.onShutdown(how);
+  }
+
+  private tick(): void {
+    const nowMs = performance.now();
+    const lateMs = nowMs - this.lastTickMs - TICK_MS;
+    if (lateMs > LATE_TICK_MS) this.lateMs += lateMs;
+    this.lastTickMs = nowMs;
+    const { agent } = this.options.primary;
+    if (agent.beats !== this.beats) {
+      this.beats = agent.beats;
+      this.lastBeatMs = Number(agent.last?.atNs ?? 0n) / 1e6;
+      this.lateAtBeatMs = this.lateMs;
+      this.pausedAtBeatMs = this.options.pausedTotalMs();
+      this.waitAtSilenceMs = null;
+      if (this.suspected) this.options.onSuspicion?.(0);
+      this.suspected = false;
+      return;
+    }
+    if (this.lastBeatMs === null || nowMs - this.lastBeatMs < MEASURE_AFTER_MS) return;
+    this.waitAtSilenceMs ??= runDelayMs(this.options.primary.pid);
+    this.conclude();
+  }
+
+  private conclude(): void {
+    if (this.ended) return;
+    const nowMs = performance.now();
+    const { primary } = this.options;
+    const silent = this.lastBeatMs !== null && nowMs - this.lastBeatMs >= MEASURE_AFTER_MS;
+    // Announced on the other channel, and QEMU was quicker to end than its event to arrive.
+    if ((this.processDied || this.monitorEnded) && primary.agent.bye !== null) {
+      this.endWithShutdown(primary.agent.bye);
+      return;
+    }
+    const verdict = judge({
+      nowMs,
+      processDied: this.processDied,
+      monitorEnded: this.monitorEnded,
+      unannouncedReset: this.unannouncedReset,
+      lastBeatMs: this.lastBeatMs,
+      qmpUnansweredSinceMs: this.askedAtMs,
+      processState: silent ? processState(primary.pid) : null,
+      excusedMs: silent ? this.excusedMs() : 0,
+    });
+    switch (verdict.kind) {
+      case 'alive':
+        return;
+      case 'suspect':
+        if (!this.suspected) this.options.onSuspicion?.(verdict.silentMs);
+        this.suspected = true;
+        this.ask(nowMs);
+        return;
+      case 'dead': {
+        const decidedAtNs = process.hrtime.bigint();
+        this.close();
+        this.options.onDeath({ cause: verdict.cause, evidence: verdict.evidence, decidedAtNs });
+      }
+    }
+  }
+
+  private excusedMs(): number {
+    const { primary, pausedTotalMs } = this.options;
+    const waitedMs = this.waitAtSilenceMs === null ? 0 : Math.max(0, runDelayMs(primary.pid) - this.waitAtSilenceMs);
+    // One pause is excused up to what an epoch may take; a `stop` that never ends is a hang and not a pause.
+    const pausedMs = Math.min(pausedTotalMs() - this.pausedAtBeatMs, DETECTOR_LIMITS.suspectAfterMs / 2);
+    return this.lateMs - this.lateAtBeatMs + pausedMs + waitedMs;
+  }
+
+  private ask(nowMs: number): void {
+    if (this.askedAtMs !== null) return;
+    this.askedAtMs = nowMs;
+    this.options.primary.qmp.execute('query-status', undefined, { timeoutMs: 60_000 }).then(
+      () => {
+        this.askedAtMs = null;
+      },
+      () => {}, // closed: told by `closed`
+    );
+  }
+}
+
+/** State letter of a process ("R", "S", "D", "T", "Z"); null when it is gone. */
+function processState(pid: number): string | null {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
+    return stat[stat.lastIndexOf(')') + 2] ?? null;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * How long the process's threads have waited for a CPU while they could run, ms: the largest of all threads, since one
+ * starved vCPU is enough to silence the guest. Field 2 of schedstat.
+ */
+function runDelayMs(pid: number): number {
+  let most = 0;
+  try {
+    for (const tid of fs.readdirSync(`/proc/${pid}/task`)) {
+      const schedstat = fs.readFileSync(`/proc/${pid}/task/${tid}/schedstat`, 'utf8');
+      most = Math.max(most, Number(schedstat.split(' ')[1]) / 1e6);
+    }
+  } catch {
+    // a thread ended between the two reads; the others count
+  }
+  return most;
+}
