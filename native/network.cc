@@ -526,6 +526,25 @@ Napi::Value LearnAddress(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(env, true);
 }
 
+// setNeighbour(ifname, ipv4, mac): void. Tells this host's own stack, which does not hear what it announces. An entry that
+// it is still asking for (after the bridge was without a running port) is resolved and its waiting packets leave; by
+// itself the kernel would ask again at its next turn, up to a second later. The entry ages as any other.
+Napi::Value SetNeighbour(const Napi::CallbackInfo& info) {
+  const char* usage = "setNeighbour(ifname, ipv4, mac)";
+  const std::string name = NameArgument(info, 0, usage);
+  const in_addr address = AddressArgument(info, 1, usage);
+  const Mac mac = MacArgument(info, 2, usage);
+  ndmsg message{};
+  message.ndm_family = AF_INET;
+  message.ndm_ifindex = IndexOf(info.Env(), name);
+  message.ndm_state = NUD_REACHABLE;
+  NetlinkRequest request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &message, sizeof message);
+  request.Attribute(NDA_DST, &address, sizeof address);
+  request.Attribute(NDA_LLADDR, mac.bytes, kMacBytes);
+  SendOrThrow(info.Env(), &request, "RTM_NEWNEIGH", name);
+  return info.Env().Undefined();
+}
+
 }  // namespace
 
 void RegisterNetwork(Napi::Env env, Napi::Object exports) {
@@ -544,4 +563,5 @@ void RegisterNetwork(Napi::Env env, Napi::Object exports) {
   exports.Set("countersByName", Napi::Function::New(env, CountersByName));
   exports.Set("announce", Napi::Function::New(env, Announce));
   exports.Set("learnAddress", Napi::Function::New(env, LearnAddress));
+  exports.Set("setNeighbour", Napi::Function::New(env, SetNeighbour));
 }

@@ -27,6 +27,7 @@ export interface NativeNetwork {
   countersByName(prefix: string): Record<string, InterfaceCounters>;
   announce(name: string, mac: string, ipv4: string): void;
   learnAddress(name: string, mac: string): boolean;
+  setNeighbour(name: string, ipv4: string, mac: string): void;
 }
 
 let loaded: NativeNetwork | undefined;

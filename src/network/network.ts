@@ -136,8 +136,8 @@ export class Network {
   }
 
   /**
-   * Lets traffic flow: the tap goes up, the bridge learns that the guest is behind it, and everybody on the bridge gets
-   * a gratuitous ARP. A tap that is not a port of the bridge (severed before) becomes one again.
+   * Lets traffic flow: the tap goes up, the bridge and the host learn where the guest is, and everybody on the bridge
+   * gets a gratuitous ARP. A tap that is not a port of the bridge (severed before) becomes one again.
    * @param guest null: for a guest whose addresses are not known; the tap is only brought up
    * @returns whether the port forwards already; false when no QEMU is attached
    * @throws NOT_ROOT, NETWORK_FAILED
@@ -151,8 +151,12 @@ export class Network {
         if (errnoOf(error) !== 'EBUSY') throw error;
       }
       native.setUp(tap, true);
+      // If this is the only running port, the bridge regains its carrier with it, but the kernel's link watch lets the
+      // host's own traffic through up to a second later. Being set up (again) brings it up to date at once.
+      native.setUp(this.bridge, true);
       if (guest === null) return false;
       const forwards = native.learnAddress(tap, guest.mac);
+      native.setNeighbour(this.bridge, guest.address, guest.mac);
       native.announce(this.bridge, guest.mac, guest.address);
       return forwards;
     });
