@@ -190,8 +190,9 @@ function effectFailed(state: SwitchoverState, effect: EffectName, reason: string
     case 'preparing':
     case 'resuming':
       // A primary that is not surely fenced and a shadow that does not surely run: both end, rather than two.
-      // Limits that could not be raised slow the guest down, they do not endanger it.
-      return effect === 'raise-limits' ? stay(state) : lost(state, `${effect}: ${reason}`);
+      // Limits that could not be raised slow the guest down, they do not endanger it; a hand-over that fails now was
+      // overtaken by the primary's death.
+      return effect === 'raise-limits' || effect === 'hand-over' ? stay(state) : lost(state, `${effect}: ${reason}`);
     case 'connecting':
       // The guest runs; a network that failed is reported by the effect itself and does not undo the promotion.
       return effect === 'connect' ? effectDone(state, 'connect') : stay(state);

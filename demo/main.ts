@@ -1,0 +1,188 @@
+/**
+ * The main job, to watch: a Redis server in a VM survives the death of its VM.
+ *
+ *   npm run demo [-- --fault kill|hang|panic]
+ */
+import { writeFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { outPath } from '../harness/checkout.js';
+import { Daemon, nowMs, sleep } from '../harness/daemon.js';
+import { readImage } from '../harness/image.js';
+import { leftovers } from '../harness/leftovers.js';
+import { MIB } from '../src/vm/spec.js';
+import type { Event, PromotionView, VmView } from '../src/vm/view.js';
+import { NumberedWriter } from './writer.js';
+
+const FAULTS = {
+  kill: 'SIGKILL to the QEMU of the primary, in full traffic',
+  hang: 'SIGSTOP to the QEMU of the primary: its vCPUs stand still',
+  panic: 'a kernel panic in the guest',
+} as const;
+type Fault = keyof typeof FAULTS;
+
+const PROTECTED_TRAFFIC_MS = 4000;
+const TRAFFIC_AFTER_MS = 2000;
+const REDIS_PORT = 6379;
+const PUBLISHED_PORT = 16379;
+const SIGNALS = { kill: 'SIGKILL', hang: 'SIGSTOP' } as const;
+
+const startedMs = nowMs();
+
+function say(what: string, figures = ''): void {
+  const seconds = ((nowMs() - startedMs) / 1000).toFixed(2).padStart(6);
+  console.log(`${seconds} s  ${what.padEnd(62)} ${figures}`.trimEnd());
+}
+
+function readFault(): Fault {
+  const usage = `usage: npm run demo [-- --fault ${Object.keys(FAULTS).join('|')}]`;
+  try {
+    const { values } = parseArgs({
+      options: { fault: { type: 'string', default: 'kill' }, help: { type: 'boolean' } },
+    });
+    if (values.help) {
+      console.log(usage);
+      process.exit(0);
+    }
+    if (values.fault in FAULTS) return values.fault as Fault;
+    console.error(`demo: unknown fault "${values.fault}"\n${usage}`);
+  } catch (error) {
+    console.error(`demo: ${(error as Error).message}\n${usage}`);
+  }
+  process.exit(2);
+}
+
+/** Waits until Redis answers; a VM beats before its services are up. */
+async function redisUp(host: string, port: number): Promise<void> {
+  const probe = new NumberedWriter(host, port);
+  probe.start();
+  await probe.firstReplyAfter(0, 30_000);
+  await probe.stop();
+}
+
+async function injectFault(daemon: Daemon, vm: VmView, fault: Fault): Promise<number> {
+  if (fault === 'panic') return Number((await daemon.client.injectFault(vm.name, 'panic')).atNs) / 1e6;
+  const atMs = nowMs();
+  process.kill(vm.pid as number, SIGNALS[fault]);
+  return atMs;
+}
+
+async function demo(daemon: Daemon, fault: Fault) {
+  const { client } = daemon;
+  const image = await readImage();
+  say('ShadowVM Manager is up', `image ${image.imageMiB.toFixed(1)} MiB`);
+
+  const asRoot = process.getuid?.() === 0;
+  const booted = await client.runVm({
+    name: 'redis',
+    ramBytes: 256 * MIB,
+    shadow: { kind: 'when', triggers: [{ metric: 'cpu', above: 60, heldMs: 2000 }] },
+    ...(asRoot ? {} : { network: 'user' as const, publish: [{ hostPort: PUBLISHED_PORT, guestPort: REDIS_PORT }] }),
+  });
+  const [host, port] = booted.address === null ? ['127.0.0.1', PUBLISHED_PORT] : [booted.address, REDIS_PORT];
+  say(
+    `VM redis runs on ${booted.accelerator}, ${booted.networkMode} network ${host}:${port}`,
+    `boot ${ms(booted.bootMs)}`,
+  );
+
+  await redisUp(host, port);
+  const writer = new NumberedWriter(host, port);
+  writer.start();
+  say('a client writes numbered keys as fast as they are acknowledged');
+
+  const starting = await daemon.waitEvent('the shadow', (e) => e.type === 'shadow.starting');
+  say('the load crosses the threshold, a shadow is made', String(starting.data.because));
+  const ready = await daemon.waitEvent('the first epoch', (e) => e.type === 'shadow.ready', { since: starting.seq });
+  say('the shadow is ready', `after ${ms(between(starting, ready))}`);
+  await sleep(PROTECTED_TRAFFIC_MS);
+
+  const before = await client.showVm('redis');
+  const stats = before.shadow;
+  if (stats === null) throw new Error('the shadow is gone before the fault');
+  say(
+    `${stats.epoch} epochs committed, ${writer.acknowledged.length} writes acknowledged`,
+    `pause p50 ${ms(stats.pauseMs.p50)}, lag p50 ${ms(stats.lagMsAtCommit.p50)}`,
+  );
+
+  const connectionsBefore = writer.connections;
+  const faultAtMs = await injectFault(daemon, before, fault);
+  say(FAULTS[fault]);
+  const promoted = await daemon.waitEvent('the promotion', (e) => e.type === 'promotion.done', { since: ready.seq });
+  const promotion = promoted.data as PromotionView;
+  const detectMs = Number(promotion.decidedAtNs) / 1e6 - faultAtMs;
+  const firstReplyAtMs = await writer.firstReplyAfter(Number(promotion.resumedAtNs) / 1e6, 30_000);
+  say(`the manager decides: ${promotion.reason}`, `after ${ms(detectMs)}`);
+  say(
+    `the shadow runs, from epoch ${promotion.epoch}, generation ${promotion.generation}`,
+    `${ms(promotion.resumeMs)} later`,
+  );
+  say('the first reply of Redis reaches the client', `${ms(firstReplyAtMs - faultAtMs)} after the fault`);
+
+  const protectedAgain = await daemon.waitEvent('the next shadow', (e) => e.type === 'shadow.ready', {
+    since: promoted.seq,
+  });
+  const reprotectMs = (Number(protectedAgain.atNs) - Number(promotion.resumedAtNs)) / 1e6;
+  say('the new primary has a shadow of its own', `${ms(reprotectMs)} after the promotion`);
+  await sleep(TRAFFIC_AFTER_MS);
+  await writer.stop();
+
+  const missing = await writer.readBack();
+  const cutAtMs = Number(promotion.cutAtNs) / 1e6;
+  const lostWithinLag = missing.every(({ atMs }) => atMs >= cutAtMs && atMs <= faultAtMs + detectMs);
+  const connectionSurvived = writer.connections === connectionsBefore;
+  say(
+    `every key read back: ${writer.acknowledged.length} acknowledged, ${missing.length} lost`,
+    missing.length === 0
+      ? ''
+      : `all lost ones younger than the lag of ${ms(promotion.lagMs)}: ${lostWithinLag ? 'yes' : 'NO'}`,
+  );
+  await client.stopVm('redis');
+  say('the VM has shut down');
+
+  return {
+    accelerator: booted.accelerator,
+    imageMiB: image.imageMiB,
+    bootMs: booted.bootMs,
+    trigger: starting.data.because,
+    fault,
+    mode: 'async',
+    epochs: stats.epoch,
+    pauseMsP50: stats.pauseMs.p50,
+    pauseMsP99: stats.pauseMs.p99,
+    lagMsP50: stats.lagMsAtCommit.p50,
+    lagMsMax: stats.lagMsAtCommit.max,
+    lagMsAtFault: promotion.lagMs,
+    detectMs,
+    resumeMs: promotion.resumeMs,
+    firstReplyMs: firstReplyAtMs - faultAtMs,
+    writesAcknowledged: writer.acknowledged.length,
+    writesLost: missing.length,
+    lostWithinLag,
+    connectionSurvived,
+    reprotectMs,
+    networkMode: booted.networkMode,
+    tracking: stats.tracking,
+  };
+}
+
+const ms = (value: number | null) => (value === null ? '-' : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
+const between = (from: Event, to: Event) => (Number(to.atNs) - Number(from.atNs)) / 1e6;
+
+const fault = readFault();
+const before = leftovers();
+const daemon = await Daemon.start();
+try {
+  const result = await demo(daemon, fault);
+  await daemon.stop();
+  const left = leftovers().filter((thing) => !before.includes(thing));
+  say(left.length === 0 ? 'the manager has ended and left nothing behind' : `left behind: ${left.join(', ')}`);
+  const path = outPath('demo.json');
+  writeFileSync(path, `${JSON.stringify(result, null, 2)}\n`);
+  console.log(`\nresult: out/demo.json`);
+  if (!result.lostWithinLag || left.length > 0) process.exitCode = 1;
+} catch (error) {
+  console.error(`demo: ${error instanceof Error ? error.message : String(error)}`);
+  console.error(daemon.log().split('\n').slice(-15).join('\n'));
+  process.exitCode = 1;
+} finally {
+  await daemon.stop();
+}

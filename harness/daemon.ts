@@ -1,0 +1,114 @@
+/** A real manager process with a state directory of its own, which leaves nothing behind. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Client } from '../src/api/client.js';
+import type { Event } from '../src/vm/view.js';
+import { IMAGES_DIR, SHADOWVM } from './checkout.js';
+
+const START_TIMEOUT_MS = 30_000;
+
+export interface DaemonOptions {
+  bridge?: string;
+  subnet?: string;
+  env?: NodeJS.ProcessEnv;
+}
+
+export class Daemon {
+  private ended = false;
+
+  private constructor(
+    readonly stateDir: string,
+    readonly client: Client,
+    private readonly child: ChildProcess,
+    private readonly exit: Promise<number | null>,
+  ) {
+    // Ctrl-C reaches the whole terminal: the daemon cleans up by itself, this process only waits for it.
+    for (const signal of ['SIGINT', 'SIGTERM'] as const)
+      process.once(signal, () => {
+        void this.stop().then(() => process.exit(signal === 'SIGINT' ? 130 : 143));
+      });
+    process.once('exit', () => {
+      if (!this.ended) child.kill('SIGTERM');
+    });
+  }
+
+  /** Resolves when the API answers. */
+  static async start(options: DaemonOptions = {}): Promise<Daemon> {
+    const stateDir = mkdtempSync(join(tmpdir(), 'shadowvm-'));
+    const argv = [SHADOWVM, 'daemon', '--state', stateDir, '--images', IMAGES_DIR];
+    if (options.bridge !== undefined) argv.push('--bridge', options.bridge);
+    if (options.subnet !== undefined) argv.push('--subnet', options.subnet);
+    const child = spawn(process.execPath, argv, {
+      stdio: ['ignore', 'ignore', 'pipe'],
+      env: options.env ?? process.env,
+      // A process group of its own: see the constructor.
+      detached: true,
+    });
+    let words = '';
+    child.stderr?.on('data', (chunk: Buffer) => {
+      words = (words + chunk.toString()).slice(-4096);
+    });
+    const exit = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)));
+    const daemon = new Daemon(stateDir, new Client(join(stateDir, 'shadowvm.sock')), child, exit);
+    const until = performance.now() + START_TIMEOUT_MS;
+    for (;;) {
+      try {
+        await daemon.client.health();
+        return daemon;
+      } catch (error) {
+        if (child.exitCode !== null || performance.now() > until) {
+          await daemon.stop();
+          throw new Error(`the daemon did not start: ${words.trim() || String(error)}`);
+        }
+        await sleep(20);
+      }
+    }
+  }
+
+  /** Resolves with the first event after `since` that matches. @throws when it does not come in time, with what came instead */
+  async waitEvent(
+    what: string,
+    matches: (event: Event) => boolean,
+    options: { since?: number; timeoutMs?: number } = {},
+  ) {
+    const timeoutMs = options.timeoutMs ?? 60_000;
+    const abort = new AbortController();
+    const timer = setTimeout(() => abort.abort(), timeoutMs);
+    const seen: string[] = [];
+    try {
+      for await (const event of this.client.followEvents({ since: options.since ?? 0, signal: abort.signal })) {
+        if (matches(event)) return event;
+        seen.push(event.type);
+      }
+    } catch (error) {
+      if (!abort.signal.aborted) throw error;
+    } finally {
+      clearTimeout(timer);
+      abort.abort();
+    }
+    throw new Error(`${what} did not come within ${timeoutMs} ms; events: ${seen.slice(-12).join(', ')}`);
+  }
+
+  log(): string {
+    try {
+      return readFileSync(join(this.stateDir, 'log', 'manager.log'), 'utf8');
+    } catch {
+      return '';
+    }
+  }
+
+  /** Ends the manager as an operator would, and takes its state away. Idempotent. */
+  async stop(): Promise<void> {
+    if (this.ended) return;
+    this.ended = true;
+    this.child.kill('SIGTERM');
+    await this.exit;
+    rmSync(this.stateDir, { recursive: true, force: true });
+  }
+}
+
+export const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+/** CLOCK_MONOTONIC in ms: comparable with the manager's times. */
+export const nowMs = () => Number(process.hrtime.bigint()) / 1e6;

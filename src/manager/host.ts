@@ -1,0 +1,163 @@
+/** What this host gives to VMs: a QEMU, an accelerator, cgroups, a network. Found out once, when the manager opens. */
+
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import type { Logger } from 'pino';
+import { type CgroupDriver, openCgroups } from '../allocate/cgroup.js';
+import { ShadowVmError } from '../errors.js';
+import { stateTag } from '../network/address.js';
+import { Network, sweepNetwork, tapsPermitted } from '../network/network.js';
+import { findQemu, hostTscKhz, probeKvm, type Qemu } from '../qemu/probe.js';
+import type { VmSpec } from '../vm/spec.js';
+import type { EventLog } from './events.js';
+import type { StateDir } from './state-dir.js';
+
+/** Above every range that login.defs, systemd or containers hand out; one per VM, so that VMs can not reach each other. */
+const UID_BASE = 1_900_000_000;
+/** Left free when a VM is admitted: for QEMU's own memory and the manager. */
+const RESERVE_BYTES = 128 * 1024 * 1024;
+
+export interface HostOptions {
+  stateDir: StateDir;
+  imagesDir: string;
+  events: EventLog;
+  log: Logger;
+  bridge?: string | undefined;
+  subnet?: string | undefined;
+}
+
+export class Host {
+  private network: Network | null = null;
+  private kvm: { usable: boolean; reason: string } | null = null;
+  private warnedOfTcg = false;
+  private readonly slots = new Set<number>();
+
+  private constructor(
+    readonly options: HostOptions,
+    readonly qemu: Qemu,
+    readonly tscKhz: number,
+    readonly tag: string,
+    /** null where cgroups can not be used: VMs then run without limits, after a warning. */
+    readonly cgroups: CgroupDriver | null,
+  ) {}
+
+  /** @throws QEMU_MISSING, QEMU_TOO_OLD */
+  static async open(options: HostOptions): Promise<Host> {
+    const qemu = await findQemu();
+    const tag = stateTag(options.stateDir.root);
+    const cgroups = openCgroups(`shadowvm-${tag}`);
+    if (cgroups.driver === null)
+      options.events.append(
+        'warn',
+        'host.no-cgroups',
+        null,
+        `cgroups can not be used, shadows run without limits: ${cgroups.reason}`,
+        {},
+      );
+    return new Host(options, qemu, hostTscKhz(), tag, cgroups.driver);
+  }
+
+  /** Takes away what an earlier run of this manager left on the host. */
+  async sweep(): Promise<string[]> {
+    const left = tapsPermitted().ok ? sweepNetwork(this.tag) : [];
+    return [...left, ...((await this.cgroups?.sweep(''))?.removed ?? [])];
+  }
+
+  /** Takes away everything that VMs share. */
+  async close(): Promise<void> {
+    this.network?.close();
+    this.network = null;
+    await this.cgroups?.sweep('');
+    this.cgroups?.close();
+  }
+
+  /** KVM where it really runs guest code, else TCG with one warning. @throws INVALID_ARGUMENT when KVM was demanded */
+  async accelerator(wanted: VmSpec['accelerator']): Promise<'kvm' | 'tcg'> {
+    if (wanted === 'tcg') return 'tcg';
+    this.kvm ??= await probeKvm({
+      qemu: this.qemu,
+      cacheFile: path.join(this.options.imagesDir, '.kvm-probe.json'),
+    });
+    if (this.kvm.usable) return 'kvm';
+    if (wanted === 'kvm')
+      throw new ShadowVmError('INVALID_ARGUMENT', {
+        attempted: 'use KVM',
+        reason: this.kvm.reason,
+        remedy: 'Use --accelerator auto or tcg; `shadowvm doctor` tells more',
+      });
+    if (!this.warnedOfTcg)
+      this.options.events.append(
+        'warn',
+        'host.no-kvm',
+        null,
+        `VMs run under TCG emulation, several times slower: ${this.kvm.reason}`,
+        {},
+      );
+    this.warnedOfTcg = true;
+    return 'tcg';
+  }
+
+  /** The tap network, made at its first use; null where user-mode networking must do. @throws NETWORK_CONFLICT */
+  tapNetwork(wanted: VmSpec['network']): Network | null {
+    if (wanted === 'user' || wanted === 'none') return null;
+    const permitted = tapsPermitted();
+    if (permitted.ok) {
+      this.network ??= Network.open({
+        stateTag: this.tag,
+        bridge: this.options.bridge,
+        subnet: this.options.subnet,
+      });
+      return this.network;
+    }
+    if (wanted === 'tap')
+      throw new ShadowVmError('NETWORK_FAILED', {
+        attempted: 'connect the VM to a tap',
+        reason: permitted.reason,
+        remedy: 'Run the manager as root, or use --network user',
+      });
+    this.options.events.append(
+      'warn',
+      'host.no-taps',
+      null,
+      `taps are not permitted, using user-mode networking: ${permitted.reason}`,
+      {},
+    );
+    return null;
+  }
+
+  /** A small number of its own for each VM; freed with freeSlot. */
+  takeSlot(): number {
+    let slot = 0;
+    while (this.slots.has(slot)) slot++;
+    this.slots.add(slot);
+    return slot;
+  }
+  freeSlot(slot: number): void {
+    this.slots.delete(slot);
+  }
+
+  /** The user that a VM's QEMU changes to; null where the manager itself is not root. */
+  uidFor(slot: number): number | null {
+    return process.getuid?.() === 0 ? UID_BASE + slot : null;
+  }
+
+  /** @throws NO_SPACE when the host has not enough memory for one more QEMU with this RAM */
+  requireMemory(ramBytes: number, attempted: string, subject: string): void {
+    const available = availableBytes();
+    if (available >= ramBytes + RESERVE_BYTES) return;
+    throw new ShadowVmError('NO_SPACE', {
+      attempted,
+      subject,
+      reason: `it needs ${mib(ramBytes + RESERVE_BYTES)} MiB of memory and the host has ${mib(available)} MiB available`,
+      remedy: 'Stop other VMs or give this one less RAM',
+    });
+  }
+}
+
+const mib = (bytes: number) => Math.round(bytes / (1024 * 1024));
+
+function availableBytes(): number {
+  const match = /^MemAvailable:\s+(\d+) kB/m.exec(fs.readFileSync('/proc/meminfo', 'utf8'));
+  return match === null ? os.freemem() : Number(match[1]) * 1024;
+}

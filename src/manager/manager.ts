@@ -1,0 +1,307 @@
+/** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
+import fs from 'node:fs';
+import { open } from 'node:fs/promises';
+import net from 'node:net';
+import type { Duplex } from 'node:stream';
+import { ShadowVmError } from '../errors.js';
+import { findImage } from '../image/store.js';
+import { lowestFreeAddress } from '../network/address.js';
+import type { VmSpec, VmSpecInput } from '../vm/spec.js';
+import { vmSpecSchema } from '../vm/spec.js';
+import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../vm/view.js';
+import { ConsoleStream } from './console.js';
+import { Host, type HostOptions } from './host.js';
+import type { ManagerPort } from './port.js';
+import type { VmRecord } from './state-dir.js';
+import { ManagedVm } from './vm.js';
+
+/** How long guests may take to shut down when the manager ends. */
+const CLOSE_TIMEOUT_MS = 5000;
+const VMS_MAX = 512;
+
+/** Opens the manager of a state directory and takes away what an earlier one left. @throws QEMU_MISSING, QEMU_TOO_OLD */
+export async function openManager(options: HostOptions): Promise<Manager> {
+  const host = await Host.open(options);
+  const manager = new Manager(host);
+  await manager.recover();
+  return manager;
+}
+
+export class Manager implements ManagerPort {
+  private readonly vms = new Map<string, ManagedVm>();
+  private closing: Promise<void> | null = null;
+
+  constructor(private readonly host: Host) {}
+
+  /**
+   * VMs of a manager that was killed: their processes end, what they left is taken away, they are listed as failed.
+   * (To adopt them while they run on is not built yet.)
+   */
+  async recover(): Promise<void> {
+    const { stateDir, events } = this.host.options;
+    const records = await stateDir.loadVmRecords(events);
+    const orphans = records.flatMap((record) =>
+      record.process.filter(isRunning).map((process) => ({ record, ...process })),
+    );
+    for (const { record, pid, role } of orphans) {
+      process.kill(pid, 'SIGKILL');
+      events.append(
+        'warn',
+        'vm.orphan-killed',
+        record.spec.name,
+        `killed the ${role} (pid ${pid}) that an earlier manager left`,
+        { pid, role },
+      );
+    }
+    for (const orphan of orphans) await gone(orphan);
+    const swept = await this.host.sweep();
+    if (swept.length > 0)
+      events.append('warn', 'host.swept', null, `took away what an earlier manager left: ${swept.join(', ')}`, {
+        swept,
+      });
+    for (const record of records) {
+      const ended = record.state === 'stopped' || record.state === 'failed';
+      const failure = ended ? null : 'the manager ended without stopping it';
+      this.vms.set(record.spec.name, ManagedVm.ended(this.host, record, failure));
+    }
+  }
+
+  listVms(): VmView[] {
+    return [...this.vms.values()].map((vm) => vm.view());
+  }
+
+  showVm(name: string): VmView {
+    return this.get(name, 'show the VM').view();
+  }
+
+  async runVm(input: VmSpecInput, progress: OnProgress): Promise<VmView> {
+    const attempted = 'run the VM';
+    this.requireOpen(attempted);
+    const spec = parseSpec(input, attempted);
+    const network = this.host.tapNetwork(spec.network);
+    if (network !== null && spec.publish.length > 0)
+      throw new ShadowVmError('INVALID_ARGUMENT', {
+        attempted,
+        subject: spec.name,
+        reason: 'ports are published in user-mode networking only; on a tap the guest has an address of its own',
+        remedy: 'Use --network user with --publish, or reach the guest by its address',
+      });
+    await requireFreePorts(spec, attempted);
+    const image = await findImage(this.host.options.imagesDir, spec.image);
+    // Nothing waits from here to the entry in the map: of two runs with one name, one is refused.
+    const taken = this.vms.get(spec.name);
+    if (taken !== undefined)
+      throw new ShadowVmError('VM_EXISTS', {
+        attempted,
+        subject: spec.name,
+        reason: `a VM of this name exists and is ${taken.state}`,
+        remedy: `Choose another name, or remove it: shadowvm vm rm ${spec.name}`,
+      });
+    if (this.vms.size >= VMS_MAX)
+      throw new ShadowVmError('QUEUE_FULL', {
+        attempted,
+        subject: spec.name,
+        reason: `the manager has ${VMS_MAX} VMs`,
+      });
+    const addresses = new Set([...this.vms.values()].map((vm) => vm.address).filter((a) => a !== null));
+    const address = network === null ? null : lowestFreeAddress(network.subnet, addresses);
+    const vm = new ManagedVm(this.host, spec, image, address);
+    this.vms.set(spec.name, vm);
+    try {
+      await vm.run(progress);
+    } catch (error) {
+      this.vms.delete(spec.name);
+      await this.host.options.stateDir.removeVmRecord(spec.name);
+      throw error;
+    }
+    return vm.view();
+  }
+
+  async stopVm(name: string, options: { timeoutMs: number }, progress: OnProgress): Promise<VmView> {
+    const vm = this.get(name, 'stop the VM');
+    await vm.stop(options.timeoutMs, progress);
+    return vm.view();
+  }
+
+  async killVm(name: string): Promise<VmView> {
+    const vm = this.get(name, 'kill the VM');
+    await vm.kill();
+    return vm.view();
+  }
+
+  async removeVm(name: string, options: { force: boolean }): Promise<void> {
+    const vm = this.get(name, 'remove the VM');
+    if (!vm.ended) {
+      if (!options.force)
+        throw new ShadowVmError('VM_BUSY', {
+          attempted: 'remove the VM',
+          subject: name,
+          reason: `it is ${vm.state}`,
+          remedy: `Stop it first (shadowvm vm stop ${name}), or use --force`,
+        });
+      await vm.kill();
+    }
+    this.vms.delete(name);
+    await this.host.options.stateDir.removeVmRecord(name);
+    this.host.options.events.append('info', 'vm.removed', name, 'the VM was removed', {});
+  }
+
+  async readLog(name: string, which: 'console' | 'qemu', maxBytes: number): Promise<string> {
+    this.get(name, 'read the log');
+    const { stateDir } = this.host.options;
+    const path = which === 'console' ? stateDir.consoleLogPath(name) : stateDir.qemuLogPath(name);
+    let file: Awaited<ReturnType<typeof open>>;
+    try {
+      file = await open(path);
+    } catch {
+      return ''; // a VM that never got so far
+    }
+    try {
+      const { size } = await file.stat();
+      const from = Math.max(0, size - maxBytes);
+      const { buffer, bytesRead } = await file.read({ buffer: Buffer.alloc(size - from), position: from });
+      return buffer.subarray(0, bytesRead).toString('utf8');
+    } finally {
+      await file.close();
+    }
+  }
+
+  async openConsole(name: string): Promise<Duplex> {
+    const vm = this.get(name, 'open the console');
+    vm.requireRunning('open the console');
+    return new ConsoleStream(() => vm.consolePath());
+  }
+
+  async injectFault(name: string, fault: 'kill' | 'hang' | 'panic'): Promise<{ atNs: string }> {
+    return this.get(name, 'inject a fault').injectFault(fault);
+  }
+
+  async guestExec(name: string, command: string): Promise<{ exitCode: number }> {
+    return { exitCode: await this.get(name, 'run a command in the guest').guestExec(command) };
+  }
+
+  listShadows(): ShadowView[] {
+    return [...this.vms.values()].flatMap((vm) => vm.shadow?.view() ?? []);
+  }
+
+  async createShadow(name: string, progress: OnProgress): Promise<ShadowView> {
+    this.requireOpen('create a shadow');
+    const vm = this.get(name, 'create a shadow');
+    await vm.createShadow(progress);
+    const view = vm.shadow?.view();
+    if (view === undefined)
+      throw new ShadowVmError('SHADOW_NOT_FOUND', {
+        attempted: 'create a shadow',
+        subject: name,
+        reason: 'it was removed or used up as soon as it was ready',
+      });
+    return view;
+  }
+
+  async promoteShadow(name: string): Promise<PromotionView> {
+    this.requireOpen('promote the shadow');
+    return this.get(name, 'promote the shadow').promote();
+  }
+
+  removeShadow(name: string): Promise<void> {
+    return this.get(name, 'remove the shadow').removeShadow();
+  }
+
+  listEvents(filter: { since?: number; limit?: number; vm?: string }): Event[] {
+    return this.host.options.events.list(filter);
+  }
+
+  followEvents(listener: (event: Event) => void): () => void {
+    return this.host.options.events.follow(listener);
+  }
+
+  /** For tests and benchmarks in this process. @throws VM_NOT_FOUND */
+  vmForTest(name: string): ManagedVm {
+    return this.get(name, 'look at the VM');
+  }
+
+  close(): Promise<void> {
+    this.closing ??= this.closeAll();
+    return this.closing;
+  }
+
+  private async closeAll(): Promise<void> {
+    const { log } = this.host.options;
+    await Promise.all(
+      [...this.vms.values()].map(async (vm) => {
+        try {
+          if (vm.state === 'running') await vm.stop(CLOSE_TIMEOUT_MS, () => {});
+        } catch (error) {
+          log.warn({ err: error, vm: vm.spec.name }, 'stopping a VM at the end');
+        }
+        await vm.release(); // also what was not running but starting, booting or promoting
+      }),
+    );
+    await this.host.close();
+  }
+
+  private get(name: string, attempted: string): ManagedVm {
+    const vm = this.vms.get(name);
+    if (vm === undefined)
+      throw new ShadowVmError('VM_NOT_FOUND', {
+        attempted,
+        subject: name,
+        reason: 'no VM has this name',
+        remedy: 'See which there are: shadowvm vm ls',
+      });
+    return vm;
+  }
+
+  private requireOpen(attempted: string): void {
+    if (this.closing !== null)
+      throw new ShadowVmError('DAEMON_STOPPING', { attempted, reason: 'the manager is shutting down' });
+  }
+}
+
+function parseSpec(input: VmSpecInput, attempted: string): VmSpec {
+  const parsed = vmSpecSchema.safeParse(input);
+  if (parsed.success) return parsed.data;
+  const [issue] = parsed.error.issues;
+  throw new ShadowVmError('INVALID_ARGUMENT', {
+    attempted,
+    subject: issue?.path.join('.') || 'specification',
+    reason: issue?.message ?? 'it is not a specification',
+  });
+}
+
+/** Told before anything is made; QEMU's own refusal would come after its start. @throws INVALID_ARGUMENT */
+async function requireFreePorts(spec: VmSpec, attempted: string): Promise<void> {
+  for (const { hostPort } of spec.publish) {
+    const server = net.createServer();
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', (cause) =>
+        reject(
+          new ShadowVmError('INVALID_ARGUMENT', {
+            attempted,
+            subject: spec.name,
+            reason: `port ${hostPort} of the host can not be used: ${cause.message}`,
+            remedy: 'Publish another port',
+            cause,
+          }),
+        ),
+      );
+      server.listen(hostPort, '127.0.0.1', resolve);
+    });
+    await new Promise((resolve) => server.close(resolve));
+  }
+}
+
+/** Whether it is still the process of the record, and not a later one with its number. */
+function isRunning({ pid, startTicks }: { pid: number; startTicks: number }): boolean {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return Number(fields[19]) === startTicks && fields[0] !== 'Z';
+  } catch {
+    return false;
+  }
+}
+
+async function gone(process: { pid: number; startTicks: number }): Promise<void> {
+  for (let i = 0; i < 500 && isRunning(process); i++) await new Promise((resolve) => setTimeout(resolve, 10));
+}

@@ -1,0 +1,109 @@
+/** Decides when a VM gets a shadow, and makes it anew when it is lost. */
+
+import type { Usage } from '../monitor/thresholds.js';
+import { stepTriggers, type TriggerStates } from '../monitor/thresholds.js';
+import type { Shadow } from '../shadow/shadow.js';
+import type { ShadowRule } from '../vm/spec.js';
+import { formatTrigger } from '../vm/trigger-text.js';
+
+const REMAKE_AFTER_MS_MIN = 500;
+const REMAKE_AFTER_MS_MAX = 30_000;
+/** A shadow that lived so long was sound: the next one is made without the waiting of a row of failures. */
+const SOUND_AFTER_MS = 60_000;
+
+export interface ShadowKeeperOptions {
+  rule: ShadowRule;
+  /** Begins to make a shadow. */
+  make: (because: string) => Shadow;
+  /** A remake was put off because of a failure. */
+  onRemake: (delayMs: number) => void;
+}
+
+export class ShadowKeeper {
+  shadow: Shadow | null = null;
+  /** Why this VM is to have a shadow; null when it is not to have one. */
+  private wantedBecause: string | null = null;
+  private triggered: TriggerStates = [];
+  private timer: NodeJS.Timeout | undefined;
+  private failures = 0;
+  private madeAtMs = 0;
+  private suspended = true;
+  private rule: ShadowRule;
+
+  constructor(private readonly options: ShadowKeeperOptions) {
+    this.rule = options.rule;
+    if (this.rule.kind === 'always') this.wantedBecause = 'always';
+  }
+
+  /** There is a running primary: shadows may be made. */
+  resume(): void {
+    this.suspended = false;
+    if (this.wantedBecause !== null && this.shadow === null) this.make(this.wantedBecause);
+  }
+
+  /** There is none, or it is being switched: nothing is made until resume(). */
+  suspend(): void {
+    this.suspended = true;
+    clearTimeout(this.timer);
+  }
+
+  /** Looks whether a trigger fires. Called with each usage sample. */
+  observe(usage: Usage, nowMs: number): void {
+    if (this.rule.kind !== 'when' || this.wantedBecause !== null || this.suspended) return;
+    const { states, fired } = stepTriggers(this.rule.triggers, this.triggered, usage, nowMs);
+    this.triggered = states;
+    if (fired === null) return;
+    const value =
+      fired.trigger.metric === 'network' ? `${Math.round(fired.value)} B/s` : `${Math.round(fired.value)} %`;
+    this.want(`${fired.trigger.metric} at ${value}, trigger ${formatTrigger(fired.trigger)}`);
+  }
+
+  /** From now on this VM is to have a shadow. */
+  want(because: string): Shadow {
+    this.wantedBecause = because;
+    if (this.shadow === null) this.make(because);
+    return this.shadow as unknown as Shadow;
+  }
+
+  /** Takes the shadow away, and the rule with it: it would only come back. */
+  async unwant(): Promise<void> {
+    this.rule = { kind: 'manual' };
+    this.wantedBecause = null;
+    await this.drop();
+  }
+
+  /** The shadow has become the primary: the next one is made when the keeper resumes. */
+  forget(): void {
+    this.shadow = null;
+    if (this.wantedBecause !== null) this.wantedBecause = 'protect again after a promotion';
+  }
+
+  /** The shadow failed: it goes, and another is made after a while, without the primary noticing. */
+  async replace(): Promise<void> {
+    const soundMs = performance.now() - this.madeAtMs;
+    this.failures = soundMs > SOUND_AFTER_MS ? 1 : this.failures + 1;
+    await this.drop();
+    if (this.wantedBecause === null || this.suspended) return;
+    const delayMs = Math.min(REMAKE_AFTER_MS_MAX, REMAKE_AFTER_MS_MIN * 2 ** (this.failures - 1));
+    this.options.onRemake(delayMs);
+    this.timer = setTimeout(() => this.resume(), delayMs);
+  }
+
+  async close(): Promise<void> {
+    this.suspend();
+    await this.drop();
+  }
+
+  private make(because: string): void {
+    clearTimeout(this.timer);
+    this.madeAtMs = performance.now();
+    this.shadow = this.options.make(because);
+  }
+
+  private async drop(): Promise<void> {
+    clearTimeout(this.timer);
+    const { shadow } = this;
+    this.shadow = null;
+    await shadow?.dispose();
+  }
+}

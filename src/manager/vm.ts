@@ -1,0 +1,679 @@
+/** One VM: its primary, its shadow, and what happens between them. The effects of the switchover are carried out here. */
+import fs from 'node:fs';
+import { ShadowVmError } from '../errors.js';
+import type { Image } from '../image/store.js';
+import type { Usage } from '../monitor/thresholds.js';
+import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
+import { macAddress, tapName } from '../network/address.js';
+import type { Network } from '../network/network.js';
+import type { CommittedEpoch } from '../protect/protector.js';
+import type { Beat } from '../qemu/agent.js';
+import type { NetworkAttachment } from '../qemu/argv.js';
+import { QemuProcess } from '../qemu/process.js';
+import { Shadow } from '../shadow/shadow.js';
+import type { EffectName } from '../switchover/machine.js';
+import { Switchover } from '../switchover/switchover.js';
+import { type Death, FailureWatch } from '../switchover/watch.js';
+import type { VmSpec } from '../vm/spec.js';
+import type { OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
+import type { Host } from './host.js';
+import { ShadowKeeper } from './shadow-keeper.js';
+import type { VmRecord } from './state-dir.js';
+
+/** A boot under emulation on a loaded host takes some ten seconds; this is for those that never end. */
+const BOOT_TIMEOUT_MS = 120_000;
+const USAGE_INTERVAL_MS = 500;
+const LOAD_TIMEOUT_MS = 10_000;
+/** What a waiting shadow may use: it only answers its monitor. */
+const WAITING_CPU_PERCENT = 1;
+const WAITING_MEMORY_BYTES = 192 * 1024 * 1024;
+
+/** The two QEMUs of a VM differ in their tap and their names; at each promotion they change roles. */
+type Side = 'p' | 's';
+const other = (side: Side): Side => (side === 'p' ? 's' : 'p');
+
+interface PromotionTimes {
+  reason: string;
+  decidedAtNs: bigint;
+  fencedAtNs: bigint;
+  resumedAtNs: bigint;
+  from: CommittedEpoch | null;
+}
+
+export class ManagedVm {
+  state: VmState = 'starting';
+  private primary: QemuProcess | null = null;
+  private side: Side = 'p';
+  private watch: FailureWatch | null = null;
+  private accelerator: 'kvm' | 'tcg' | null = null;
+  private readonly network: Network | null;
+  private slot: number | null = null;
+  private readonly mac: string;
+  private readonly keeper: ShadowKeeper;
+  private readonly switchover: Switchover;
+  private promotion: PromotionTimes | null = null;
+  private lastPromotion: PromotionView | null = null;
+  private usageTimer: NodeJS.Timeout | undefined;
+  private counters: UsageCounters | null = null;
+  private usage: Usage | null = null;
+  private bootMs: number | null = null;
+  private failure: string | null = null;
+  private launches = 0;
+  private readonly processes = new Map<Side, { pid: number; startTicks: number }>();
+  private readonly taps = new Set<string>();
+  private readonly groups = new Set<string>();
+
+  constructor(
+    private readonly host: Host,
+    readonly spec: VmSpec,
+    /** null only for a VM that has ended. */
+    private readonly image: Image | null,
+    /** Of this VM on the tap network; null in the other modes. */
+    readonly address: string | null,
+    generation = 0,
+    private readonly createdAt = new Date().toISOString(),
+  ) {
+    this.network = address === null ? null : host.tapNetwork(spec.network);
+    this.mac = macAddress(`${host.tag} ${spec.name}`);
+    this.keeper = new ShadowKeeper({
+      rule: spec.shadow,
+      make: (because) => this.makeShadow(because),
+      onRemake: (delayMs) =>
+        this.event('info', 'shadow.remake', `the shadow is made anew in ${delayMs} ms`, { delayMs }),
+    });
+    this.switchover = new Switchover(spec.name, generation, {
+      'hand-over': () => this.handOver(),
+      fence: () => this.fence(),
+      'raise-limits': () => this.limitSide(other(this.side), null),
+      'record-generation': (generation) => this.save(generation),
+      'load-state': () => this.loadState(),
+      resume: () => this.resumeShadow(),
+      connect: () => this.connect(other(this.side)),
+      'protect-again': (reason) => this.becomePrimary(reason),
+      'declare-lost': (reason) => this.declareLost(reason),
+      'resume-primary': (reason) => this.resumePrimary(reason),
+      onFailure: (effect, error) => this.effectFailed(effect, error),
+    });
+  }
+
+  /** A VM of an earlier manager that runs no more. `failure`: why it did not end well; null when it did. */
+  static ended(host: Host, record: VmRecord, failure: string | null): ManagedVm {
+    const vm = new ManagedVm(host, record.spec, null, null, record.generation, record.createdAt);
+    vm.state = failure !== null || record.state === 'failed' ? 'failed' : 'stopped';
+    vm.failure = failure;
+    return vm;
+  }
+
+  // ---- What users ask for ----
+
+  /** Boots the VM; resolves with its first heartbeat. Whatever fails, nothing stays behind. */
+  async run(progress: OnProgress): Promise<void> {
+    const { spec, host } = this;
+    try {
+      host.requireMemory(spec.ramBytes, 'run the VM', spec.name);
+      this.slot = host.takeSlot();
+      this.accelerator = await host.accelerator(spec.accelerator);
+      await this.save();
+      this.event('info', 'vm.starting', `starting with ${spec.ramBytes / 2 ** 20} MiB on ${this.accelerator}`, {});
+      progress({ message: `starting QEMU (${this.accelerator})` });
+      const startedMs = performance.now();
+      const primary = await this.launch('p', false);
+      this.primary = primary;
+      this.connect('p');
+      this.state = 'booting';
+      progress({ message: 'the guest boots' });
+      await this.firstBeat(primary);
+      this.bootMs = performance.now() - startedMs;
+      this.state = 'running';
+      await this.save();
+      this.event('info', 'vm.running', `booted in ${Math.round(this.bootMs)} ms`, { bootMs: this.bootMs });
+      this.watchPrimary(primary);
+      this.usageTimer = setInterval(() => this.sampleUsage(), USAGE_INTERVAL_MS);
+      this.keeper.resume();
+    } catch (error) {
+      this.state = 'failed';
+      await this.release();
+      throw error;
+    }
+  }
+
+  /** Ends the VM: the guest shuts down, or is killed when it has not after `timeoutMs`. */
+  async stop(timeoutMs: number, progress: OnProgress): Promise<void> {
+    const primary = this.requireRunning('stop the VM');
+    this.state = 'stopping';
+    this.watch?.close();
+    // The shadow first: from now on the end of the primary is wanted.
+    await this.keeper.close();
+    progress({ message: 'the guest shuts down' });
+    primary.agent.poweroff();
+    const timer = setTimeout(() => {
+      this.event('warn', 'vm.stop-timeout', `the guest did not shut down within ${timeoutMs} ms and was killed`, {});
+      primary.kill();
+    }, timeoutMs);
+    await primary.exited;
+    clearTimeout(timer);
+    await this.end('stopped', 'stopped');
+  }
+
+  /** Pulls the plug: no promotion follows. */
+  async kill(): Promise<void> {
+    this.requireRunning('kill the VM');
+    this.state = 'stopping';
+    this.watch?.close();
+    await this.keeper.close();
+    await this.end('stopped', 'killed');
+  }
+
+  /** @throws SHADOW_EXISTS, VM_NOT_RUNNING; and whatever kept the shadow from becoming ready */
+  async createShadow(progress: OnProgress): Promise<void> {
+    this.requireRunning('create a shadow');
+    if (this.keeper.shadow !== null)
+      throw new ShadowVmError('SHADOW_EXISTS', {
+        attempted: 'create a shadow',
+        subject: this.spec.name,
+        reason: `the VM has one already, which is ${this.keeper.shadow.state}`,
+      });
+    this.host.requireMemory(this.spec.ramBytes, 'create a shadow', this.spec.name);
+    progress({ message: 'the shadow starts and copies the RAM' });
+    await this.keeper.want('by hand').ready;
+  }
+
+  /** @throws SHADOW_NOT_FOUND, VM_BUSY */
+  async removeShadow(): Promise<void> {
+    this.requireShadow('remove the shadow');
+    if (this.switchover.underWay) throw this.busy('remove the shadow');
+    this.switchover.dispatch({ type: 'shadow-lost' });
+    await this.keeper.unwant();
+    this.event('info', 'shadow.removed', 'the shadow was removed by hand; the rule that made it is off', {});
+  }
+
+  /** @throws SHADOW_NOT_FOUND, SHADOW_NOT_READY, PROMOTION_IN_PROGRESS, PROMOTION_FAILED */
+  async promote(): Promise<PromotionView> {
+    if (!this.switchover.underWay) {
+      this.requireRunning('promote the shadow');
+      this.requireShadow('promote the shadow');
+    }
+    await this.switchover.request('by hand');
+    return this.lastPromotion as PromotionView;
+  }
+
+  injectFault(fault: 'kill' | 'hang' | 'panic'): { atNs: string } {
+    const primary = this.requireRunning('inject a fault');
+    const atNs = process.hrtime.bigint().toString();
+    this.event('warn', 'fault.injected', `drill: ${fault}`, { fault });
+    if (fault === 'kill') primary.kill();
+    if (fault === 'hang') primary.freeze();
+    if (fault === 'panic') primary.agent.panic();
+    return { atNs };
+  }
+
+  guestExec(command: string): Promise<number> {
+    return this.requireRunning('run a command in the guest').agent.exec(command);
+  }
+
+  /** The serial console's socket of the present primary; null once the VM has ended. */
+  consolePath(): string | null {
+    if (this.primary !== null) return this.primary.consolePath;
+    return this.state === 'promoting' ? '' : null;
+  }
+
+  requireRunning(attempted: string): QemuProcess {
+    if (this.switchover.underWay || this.state === 'stopping') throw this.busy(attempted);
+    if (this.primary === null || this.state !== 'running')
+      throw new ShadowVmError('VM_NOT_RUNNING', {
+        attempted,
+        subject: this.spec.name,
+        reason: `the VM is ${this.state}`,
+      });
+    return this.primary;
+  }
+
+  get ended(): boolean {
+    return this.state === 'stopped' || this.state === 'failed';
+  }
+
+  view(): VmView {
+    const beat = this.primary?.agent.last ?? null;
+    const taps = this.network !== null;
+    return {
+      name: this.spec.name,
+      state: this.state,
+      generation: this.switchover.generation,
+      spec: this.spec,
+      accelerator: this.accelerator,
+      pid: this.primary?.pid ?? null,
+      address: this.address,
+      mac: this.spec.network === 'none' ? null : this.mac,
+      tap: taps && this.primary !== null ? this.tap(this.side) : null,
+      networkMode: taps ? 'tap' : this.spec.network === 'none' ? 'none' : 'user',
+      createdAt: this.createdAt,
+      bootMs: this.bootMs,
+      guest: beat === null ? null : guestFigures(beat, this.primary?.agent.beats ?? 0),
+      usage: this.usage,
+      shadow: this.keeper.shadow?.view() ?? null,
+      failure: this.failure,
+    };
+  }
+
+  get shadow(): Shadow | null {
+    return this.keeper.shadow;
+  }
+
+  /** For tests and benchmarks in this process: the two QEMUs. */
+  get processesForTest(): { primary: QemuProcess | null; shadow: QemuProcess | null } {
+    return { primary: this.primary, shadow: this.keeper.shadow?.qemu ?? null };
+  }
+
+  // ---- Starting QEMUs ----
+
+  private async launch(side: Side, incoming: boolean): Promise<QemuProcess> {
+    const { host, spec, image } = this;
+    if (image === null) throw new Error('a VM that has ended can not be started');
+    const { stateDir } = host.options;
+    const role = incoming ? 'shadow' : 'primary';
+    const group = this.group(side);
+    if (this.network !== null) {
+      this.network.prepareTap(this.tap(side), host.uidFor(this.slot ?? 0) ?? 0);
+      this.taps.add(this.tap(side));
+    }
+    host.cgroups?.create(group);
+    this.groups.add(group);
+    const qemu = await QemuProcess.launch({
+      qemuPath: host.qemu.path,
+      dataDirs: host.qemu.dataDirs,
+      version: host.qemu.version,
+      spec,
+      accelerator: this.accelerator ?? 'tcg',
+      kernelPath: image.kernelPath,
+      initrdPath: image.initrdPath,
+      tscKhz: host.tscKhz,
+      network: this.attachment(side, incoming),
+      uid: host.uidFor(this.slot ?? 0),
+      incoming,
+      runDir: stateDir.runDir,
+      tag: `${spec.name}.${++this.launches}`,
+      consoleLogPath: stateDir.consoleLogPath(spec.name),
+      qemuLogPath: stateDir.qemuLogPath(spec.name),
+      onSpawn: (pid) => {
+        host.cgroups?.addProcess(group, pid);
+        this.processes.set(side, { pid, startTicks: startTicks(pid) });
+        // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
+        this.save().catch((error: unknown) => host.options.log.error({ err: error, vm: spec.name, role }, 'vm record'));
+      },
+    });
+    return qemu;
+  }
+
+  private attachment(side: Side, incoming: boolean): NetworkAttachment {
+    if (this.network !== null)
+      return {
+        mode: 'tap',
+        tap: this.tap(side),
+        mac: this.mac,
+        address: this.address as string,
+        prefixLength: this.network.subnet.prefixLength,
+        gateway: this.network.hostAddress,
+      };
+    if (this.spec.network === 'none') return { mode: 'none' };
+    // Two processes can not listen on one port: the shadow publishes when it has become the primary.
+    return { mode: 'user', mac: this.mac, publish: incoming ? [] : this.spec.publish };
+  }
+
+  private firstBeat(primary: QemuProcess): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const fail = (code: 'GUEST_BOOT_TIMEOUT' | 'QEMU_START_FAILED', reason: string) => {
+        clearTimeout(timer);
+        reject(
+          new ShadowVmError(code, {
+            attempted: 'boot the VM',
+            subject: this.spec.name,
+            reason,
+            remedy: `The end of its console: ${lastLine(this.host.options.stateDir.consoleLogPath(this.spec.name))}`,
+          }),
+        );
+      };
+      const timer = setTimeout(
+        () => fail('GUEST_BOOT_TIMEOUT', `no heartbeat within ${BOOT_TIMEOUT_MS / 1000} s`),
+        BOOT_TIMEOUT_MS,
+      );
+      primary.agent.onBeat = () => {
+        clearTimeout(timer);
+        primary.agent.onBeat = undefined;
+        resolve();
+      };
+      void primary.exited.then(() => fail('QEMU_START_FAILED', 'the VM ended before its first heartbeat'));
+    });
+  }
+
+  private watchPrimary(primary: QemuProcess): void {
+    this.watch = new FailureWatch({
+      primary,
+      pausedTotalMs: () => this.keeper.shadow?.pausedTotalMs() ?? 0,
+      onDeath: (death) => this.primaryDied(death),
+      onShutdown: (how) => void this.guestEnded(how),
+      onSuspicion: (silentMs) =>
+        silentMs > 0
+          ? this.event('warn', 'failure.suspected', `no heartbeat for ${Math.round(silentMs)} ms`, { silentMs })
+          : this.event('info', 'failure.cleared', 'heartbeats are back', {}),
+    });
+  }
+
+  // ---- Shadows ----
+
+  private makeShadow(because: string): Shadow {
+    const primary = this.primary as QemuProcess;
+    const side = other(this.side);
+    const { usable, reason } = primary.writeTracking;
+    const { tracking } = this.spec;
+    this.event('info', 'shadow.starting', `a shadow is made: ${because}`, { because });
+    if (tracking !== 'checksum' && !usable)
+      this.event(
+        'warn',
+        'shadow.no-write-tracking',
+        `changes are found by checksums alone, pauses are longer: ${reason}`,
+        {},
+      );
+    const shadow: Shadow = Shadow.create({
+      spec: this.spec,
+      primary,
+      tracking: tracking === 'checksum' || !usable ? 'checksum' : 'write',
+      createdBecause: because,
+      launch: async () => {
+        if (tracking === 'write' && !usable)
+          throw new ShadowVmError('TRACKING_UNAVAILABLE', {
+            attempted: 'track the writes of the VM',
+            subject: this.spec.name,
+            reason,
+            remedy: 'Use --tracking auto, or a kernel of 6.7 or newer',
+          });
+        this.host.requireMemory(this.spec.ramBytes, 'make the shadow', this.spec.name);
+        return this.launch(side, true);
+      },
+      onWaiting: () => this.limitSide(side, WAITING_CPU_PERCENT),
+      onChange: (state, why) => {
+        this.event(
+          state === 'failed' || state === 'behind' ? 'warn' : 'info',
+          `shadow.${state}`,
+          `shadow ${state}: ${why}`,
+          {},
+        );
+        if (state === 'ready') this.switchover.dispatch({ type: 'shadow-ready' });
+      },
+      onFailed: () => {
+        this.switchover.dispatch({ type: 'shadow-lost' });
+        if (!this.switchover.underWay) void this.keeper.replace();
+      },
+      onEpochAborted: (why) => this.event('warn', 'epoch.aborted', `an epoch was given up: ${why}`, {}),
+    });
+    return shadow;
+  }
+
+  /** The only resources of the two sides that differ; null: the primary's, without limit. */
+  private limitSide(side: Side, cpuPercent: number | null): void {
+    this.host.cgroups?.setLimits(this.group(side), {
+      cpuPercent,
+      memoryBytes: cpuPercent === null ? null : WAITING_MEMORY_BYTES,
+    });
+  }
+
+  // ---- Failure and switchover; the order is the machine's ----
+
+  private primaryDied(death: Death): void {
+    const reason = `${death.cause}: ${death.evidence}`;
+    this.event('error', 'failure.detected', reason, { cause: death.cause }, death.decidedAtNs);
+    this.beginPromotion(reason, death.decidedAtNs);
+    this.switchover.dispatch({ type: 'primary-died', reason });
+  }
+
+  private beginPromotion(reason: string, decidedAtNs: bigint): void {
+    this.promotion ??= { reason, decidedAtNs, fencedAtNs: 0n, resumedAtNs: 0n, from: null };
+  }
+
+  private async handOver(): Promise<void> {
+    this.beginPromotion('by hand', process.hrtime.bigint());
+    await this.keeper.shadow?.handOver();
+  }
+
+  /** After this the old primary never sends another packet: its tap is down before it is even killed. */
+  private async fence(): Promise<void> {
+    this.state = 'promoting';
+    this.watch?.close();
+    this.keeper.suspend();
+    if (this.network !== null) this.network.severTap(this.tap(this.side));
+    this.primary?.kill();
+    // Its monitor may be frozen: whoever waits for an answer is told at once.
+    this.primary?.qmp.destroy();
+    const shadow = this.keeper.shadow;
+    await shadow?.halt();
+    const promotion = this.promotion as PromotionTimes;
+    promotion.from = shadow?.committed ?? null;
+    promotion.fencedAtNs = process.hrtime.bigint();
+  }
+
+  private async loadState(): Promise<void> {
+    const from = this.promotion?.from;
+    const qemu = this.keeper.shadow?.qemu;
+    if (from == null || qemu == null) throw new Error('the shadow is gone');
+    await qemu.loadDevices(from.deviceState, LOAD_TIMEOUT_MS);
+  }
+
+  private async resumeShadow(): Promise<void> {
+    await this.keeper.shadow?.qemu?.qmp.execute('cont');
+    (this.promotion as PromotionTimes).resumedAtNs = process.hrtime.bigint();
+  }
+
+  private connect(side: Side): void {
+    if (this.network !== null)
+      this.network.connectTap(this.tap(side), { mac: this.mac, address: this.address as string });
+    else if (side !== 'p' || this.launches > 1) void this.publishPorts();
+  }
+
+  /** User-mode network: the ports that the dead primary held are free now. */
+  private async publishPorts(): Promise<void> {
+    const qmp = this.keeper.shadow?.qemu?.qmp;
+    for (const { hostPort, guestPort } of this.spec.publish) {
+      const command = `hostfwd_add net0 tcp:127.0.0.1:${hostPort}-:${guestPort}`;
+      try {
+        const answer = await qmp?.execute('human-monitor-command', { 'command-line': command });
+        if (answer !== undefined && answer.trim() !== '') throw new Error(answer.trim());
+      } catch (error) {
+        this.effectFailed('connect', error);
+      }
+    }
+  }
+
+  /** The promotion went well: the shadow is the primary now, and gets a shadow of its own. */
+  private becomePrimary(reason: string): void {
+    const old = this.primary as QemuProcess;
+    const oldSide = this.side;
+    const shadow = this.keeper.shadow as Shadow;
+    const promotion = this.promotion as PromotionTimes;
+    const from = promotion.from as CommittedEpoch;
+    this.promotion = null;
+    this.keeper.forget();
+    this.side = other(oldSide);
+    this.primary = shadow.qemu as QemuProcess;
+    this.counters = null;
+    this.state = 'running';
+    const ms = (a: bigint, b: bigint) => Number(b - a) / 1e6;
+    this.lastPromotion = {
+      vm: this.spec.name,
+      reason,
+      generation: this.switchover.generation,
+      epoch: from.epoch,
+      cutAtNs: from.cutAtNs.toString(),
+      decidedAtNs: promotion.decidedAtNs.toString(),
+      fencedAtNs: promotion.fencedAtNs.toString(),
+      resumedAtNs: promotion.resumedAtNs.toString(),
+      resumeMs: ms(promotion.decidedAtNs, promotion.resumedAtNs),
+      lagMs: ms(from.cutAtNs, promotion.decidedAtNs),
+    };
+    this.event(
+      'info',
+      'promotion.done',
+      `the shadow took over from epoch ${from.epoch} in ${this.lastPromotion.resumeMs.toFixed(1)} ms, generation ${this.switchover.generation}`,
+      this.lastPromotion,
+    );
+    this.watchPrimary(this.primary);
+    void this.afterPromotion(shadow, old, oldSide);
+  }
+
+  /** What a promotion leaves to be done, none of it in the guest's way. */
+  private async afterPromotion(shadow: Shadow, old: QemuProcess, oldSide: Side): Promise<void> {
+    try {
+      await shadow.release();
+      await old.dispose();
+      this.processes.delete(oldSide);
+      if (this.state === 'running' && !this.switchover.underWay) this.keeper.resume();
+    } catch (error) {
+      this.host.options.log.error({ err: error, vm: this.spec.name }, 'after the promotion');
+    }
+  }
+
+  private declareLost(reason: string): void {
+    this.failure = reason;
+    this.event('error', 'vm.lost', `the VM is dead and nothing could take over: ${reason}`, {});
+    void this.end('failed', 'failed');
+  }
+
+  private resumePrimary(reason: string): void {
+    this.promotion = null;
+    this.event(
+      'warn',
+      'promotion.cancelled',
+      `the planned switchover did not come about, the primary goes on: ${reason}`,
+      {},
+    );
+    this.keeper.shadow?.resumeEpochs();
+  }
+
+  private effectFailed(effect: EffectName, error: unknown): void {
+    const reason = error instanceof Error ? error.message : String(error);
+    this.event('error', 'promotion.step-failed', `${effect}: ${reason}`, { effect });
+  }
+
+  // ---- Ends ----
+
+  private async guestEnded(how: 'poweroff' | 'reboot'): Promise<void> {
+    this.state = 'stopping';
+    await this.keeper.close();
+    await this.end('stopped', `the guest did a ${how}`);
+  }
+
+  private async end(state: 'stopped' | 'failed', why: string): Promise<void> {
+    this.state = 'stopping';
+    await this.release();
+    this.state = state;
+    await this.save().catch((error: unknown) => this.host.options.log.error({ err: error }, 'vm record'));
+    this.event(state === 'failed' ? 'error' : 'info', `vm.${state}`, why, {});
+  }
+
+  /** Gives back everything on the host. Idempotent. */
+  async release(): Promise<void> {
+    clearInterval(this.usageTimer);
+    this.watch?.close();
+    await this.keeper.close();
+    await this.primary?.dispose();
+    this.primary = null;
+    this.processes.clear();
+    for (const tap of this.taps) this.network?.deleteTap(tap);
+    this.taps.clear();
+    for (const group of this.groups) await this.host.cgroups?.remove(group);
+    this.groups.clear();
+    if (this.slot !== null) this.host.freeSlot(this.slot);
+    this.slot = null;
+  }
+
+  // ---- Small things ----
+
+  private sampleUsage(): void {
+    const { primary } = this;
+    if (primary === null || this.state !== 'running') return;
+    const nowMs = performance.now();
+    const next = readCounters(primary.pid, this.networkBytes(), primary.agent.last, nowMs);
+    const usage = this.counters === null || next === null ? null : usageBetween(this.counters, next, this.spec.vcpus);
+    this.counters = next;
+    if (usage === null) return;
+    this.usage = usage;
+    this.keeper.observe(usage, nowMs);
+  }
+
+  private networkBytes(): number {
+    if (this.network === null) return 0;
+    const { rxBytes, txBytes } = this.network.counters(this.tap(this.side));
+    return rxBytes + txBytes;
+  }
+
+  private tap(side: Side): string {
+    return tapName(this.host.tag, this.slot ?? 0, side);
+  }
+
+  private group(side: Side): string {
+    return `${this.spec.name}-${side}`;
+  }
+
+  private record(generation: number): VmRecord {
+    return {
+      version: 1,
+      spec: this.spec,
+      generation,
+      createdAt: this.createdAt,
+      state: this.state,
+      process: [...this.processes.values()].map((p, i) => ({ ...p, role: i === 0 ? 'primary' : 'shadow' })),
+      taps: [...this.taps],
+      cgroups: [...this.groups],
+      bridge: this.network?.bridge ?? null,
+    };
+  }
+
+  private save(generation = this.switchover.generation): Promise<void> {
+    return this.host.options.stateDir.saveVmRecord(this.record(generation));
+  }
+
+  private event(
+    level: 'info' | 'warn' | 'error',
+    type: string,
+    message: string,
+    data: Record<string, unknown>,
+    atNs?: bigint,
+  ): void {
+    this.host.options.events.append(level, type, this.spec.name, message, data, atNs);
+  }
+
+  private requireShadow(attempted: string): void {
+    if (this.keeper.shadow === null)
+      throw new ShadowVmError('SHADOW_NOT_FOUND', {
+        attempted,
+        subject: this.spec.name,
+        reason: 'the VM has no shadow',
+        remedy: `Create one: shadowvm shadow create ${this.spec.name}`,
+      });
+  }
+
+  private busy(attempted: string): ShadowVmError {
+    return new ShadowVmError('VM_BUSY', {
+      attempted,
+      subject: this.spec.name,
+      reason: this.switchover.underWay ? 'its shadow is taking over at this moment' : `the VM is ${this.state}`,
+      remedy: 'Try again in a moment',
+    });
+  }
+}
+
+function guestFigures(beat: Beat, beats: number) {
+  return { beats, uptimeMs: beat.uptimeMs, memTotalKiB: beat.memTotalKiB, memAvailableKiB: beat.memAvailableKiB };
+}
+
+/** Field 22 of /proc/PID/stat: tells this process from a later one with its number. */
+function startTicks(pid: number): number {
+  const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
+  return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]);
+}
+
+function lastLine(path: string): string {
+  try {
+    return fs.readFileSync(path, 'latin1').trim().split('\n').at(-1)?.slice(0, 200) ?? '(empty)';
+  } catch {
+    return '(none)';
+  }
+}
