@@ -1,0 +1,629 @@
+// The one program of ours inside a guest: the heartbeat agent, the module loader and the loads that tests and
+// benchmarks run. One static binary keeps the image small and does not depend on the guest's libraries.
+//
+//   agent                          beats on the virtio port, obeys the host
+//   modules <list>                 loads the kernel modules named in the list, in its order
+//   memwriter <MiB> <MiB/s>        dirties random pages at that rate (0: as fast as it can)
+//   memcheck <MiB> [writes/s]      a self-checking structure: notices memory of two moments mixed up
+//   cpuloop <seconds>              counts a fixed piece of integer work (0: for ever)
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PORT_NAME "org.shadowvm.heartbeat"
+#define APP_STATUS_PATH "/run/app-status"
+#define BEAT_NS 50000000LL
+#define SLOW_BEATS 10 // memory figures and the status file's identity are looked at every this many beats
+#define APP_STATUS_MAX 160
+#define INPUT_LINE_MAX 4096
+#define OUTPUT_MAX 8192
+#define CHILDREN_MAX 16
+#define EXEC_ID_MAX 64
+#define EXIT_REFUSED 125
+#define PAGE_BYTES 4096
+#define PAGE_WORDS (PAGE_BYTES / 8)
+#define MIB_MAX (64 * 1024)
+
+static int64_t clock_ns(clockid_t clock) {
+  struct timespec t;
+  clock_gettime(clock, &t);
+  return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void sleep_until_ns(int64_t at_ns) {
+  struct timespec t = {at_ns / 1000000000LL, at_ns % 1000000000LL};
+  while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR) {}
+}
+
+// Tells people, on the serial console; never the host's manager.
+__attribute__((format(printf, 1, 2))) static void console(const char *format, ...) {
+  char line[512] = "shadowvm-guest: ";
+  size_t length = strlen(line);
+  va_list arguments;
+  va_start(arguments, format);
+  int written = vsnprintf(line + length, sizeof line - length - 1, format, arguments);
+  va_end(arguments);
+  if (written < 0) return;
+  length = strlen(line);
+  line[length++] = '\n';
+  int fd = open("/dev/console", O_WRONLY | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+  // Nowhere is left to complain to when the console fails.
+  ssize_t ignored = write(fd < 0 ? STDERR_FILENO : fd, line, length);
+  (void)ignored;
+  if (fd >= 0) close(fd);
+}
+
+static void write_file(const char *path, const char *text) {
+  int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || write(fd, text, strlen(text)) < 0) console("could not write %s: %s", path, strerror(errno));
+  if (fd >= 0) close(fd);
+}
+
+// Whole argument must be a number in [min, max].
+static long number_argument(const char *what, const char *text, long min, long max) {
+  char *end;
+  errno = 0;
+  long value = strtol(text, &end, 10);
+  if (errno != 0 || end == text || *end != '\0' || value < min || value > max) {
+    fprintf(stderr, "%s must be a whole number from %ld to %ld, not '%s'\n", what, min, max, text);
+    exit(2);
+  }
+  return value;
+}
+
+// SplitMix64's finaliser: every input bit reaches every output bit.
+static uint64_t mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15ULL;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return x ^ (x >> 31);
+}
+
+static uint64_t mix2(uint64_t a, uint64_t b) { return mix(mix(a) ^ b); }
+
+static void *map_pages(size_t bytes) {
+  void *region = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (region == MAP_FAILED) {
+    fprintf(stderr, "could not allocate %zu bytes: %s\n", bytes, strerror(errno));
+    exit(1);
+  }
+  return region;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The line that an application shows to the host through the beats.
+
+static int app_status_open(void) {
+  int fd = open(APP_STATUS_PATH, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0 || ftruncate(fd, 0) < 0) console("could not open %s: %s", APP_STATUS_PATH, strerror(errno));
+  return fd;
+}
+
+// One pwrite of an unchanging length: a reader never sees a line that is shorter or longer than it is.
+__attribute__((format(printf, 2, 3))) static void app_status_write(int fd, const char *format, ...) {
+  char line[APP_STATUS_MAX + 2];
+  va_list arguments;
+  va_start(arguments, format);
+  int length = vsnprintf(line, sizeof line - 1, format, arguments);
+  va_end(arguments);
+  line[length++] = '\n';
+  if (fd >= 0 && pwrite(fd, line, (size_t)length, 0) != length) console("could not write %s", APP_STATUS_PATH);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// agent
+
+struct child {
+  pid_t pid; // 0: free
+  char id[EXEC_ID_MAX + 1];
+};
+
+struct agent {
+  int port_fd; // -1: not open
+  bool port_hung_up;
+  int signal_fd;
+  int meminfo_fd;
+  int app_fd; // -1: no application shows a status
+  uint64_t beats;
+  unsigned long mem_total_kib, mem_available_kib;
+  bool said_poweroff, said_reboot;
+  // Lines that must arrive (exit, bye) wait here while the host does not read. Beats never wait.
+  char output[OUTPUT_MAX];
+  size_t output_length;
+  char input[INPUT_LINE_MAX];
+  size_t input_length;
+  bool input_overlong; // discarding up to the next newline
+  struct child children[CHILDREN_MAX];
+};
+
+// Path of the device whose port has our name, or false while it does not exist.
+static bool find_port(char *path, size_t size) {
+  DIR *ports = opendir("/sys/class/virtio-ports");
+  if (ports == NULL) return false;
+  bool found = false;
+  for (struct dirent *entry; !found && (entry = readdir(ports)) != NULL;) {
+    if (entry->d_name[0] == '.') continue;
+    char name_path[320], name[64] = "";
+    snprintf(name_path, sizeof name_path, "/sys/class/virtio-ports/%s/name", entry->d_name);
+    int fd = open(name_path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) continue;
+    ssize_t length = read(fd, name, sizeof name - 1);
+    close(fd);
+    if (length <= 0) continue;
+    name[strcspn(name, "\n")] = '\0';
+    if (strcmp(name, PORT_NAME) != 0) continue;
+    snprintf(path, size, "/dev/%s", entry->d_name);
+    found = true;
+  }
+  closedir(ports);
+  return found;
+}
+
+// Non-blocking is essential: a blocking write to a port whose host side is not connected never returns.
+static void open_port(struct agent *agent) {
+  char path[300];
+  if (!find_port(path, sizeof path)) return;
+  agent->port_fd = open(path, O_RDWR | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  agent->input_length = 0;
+  agent->input_overlong = false;
+}
+
+static void close_port(struct agent *agent) {
+  close(agent->port_fd);
+  agent->port_fd = -1;
+}
+
+// Writes what is queued; false when nothing went out. virtio_console takes up to 32 KiB in one buffer, so the queue goes
+// whole or not at all and no line is ever cut; a partial write would mean another driver, and then the rest follows.
+static bool send_output(struct agent *agent) {
+  if (agent->port_fd < 0) return false;
+  ssize_t written = write(agent->port_fd, agent->output, agent->output_length);
+  if (written <= 0) {
+    if (written < 0 && (errno == ENODEV || errno == EPIPE)) close_port(agent); // the device went away
+    return false;
+  }
+  agent->output_length -= (size_t)written;
+  memmove(agent->output, agent->output + written, agent->output_length);
+  return true;
+}
+
+// Queues a line that must arrive. With a full queue it is lost, and the console says so: a bound is better than a guest
+// that stops because no host reads.
+__attribute__((format(printf, 2, 3))) static void say(struct agent *agent, const char *format, ...) {
+  char line[256];
+  va_list arguments;
+  va_start(arguments, format);
+  int length = vsnprintf(line, sizeof line, format, arguments);
+  va_end(arguments);
+  if (agent->output_length + (size_t)length > sizeof agent->output) {
+    console("dropped a message to the host, which does not read: %.*s", length - 1, line);
+    return;
+  }
+  memcpy(agent->output + agent->output_length, line, (size_t)length);
+  agent->output_length += (size_t)length;
+  send_output(agent);
+}
+
+static void say_bye(struct agent *agent, bool reboot) {
+  bool *said = reboot ? &agent->said_reboot : &agent->said_poweroff;
+  if (*said) return;
+  *said = true;
+  say(agent, "bye %s\n", reboot ? "reboot" : "poweroff");
+}
+
+static void run_command(struct agent *agent, const char *id, const char *command) {
+  struct child *slot = NULL;
+  for (int i = 0; i < CHILDREN_MAX && slot == NULL; i++)
+    if (agent->children[i].pid == 0) slot = &agent->children[i];
+  pid_t pid = slot == NULL ? -1 : fork();
+  if (pid < 0) {
+    say(agent, "exit %s %d\n", id, EXIT_REFUSED);
+    return;
+  }
+  if (pid > 0) {
+    slot->pid = pid;
+    snprintf(slot->id, sizeof slot->id, "%s", id);
+    return;
+  }
+  // SCHED_RESET_ON_FORK has made the child an ordinary process already; locked memory is not inherited either.
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+  setsid();
+  int in = open("/dev/null", O_RDONLY);
+  int out = open("/dev/console", O_WRONLY | O_NOCTTY);
+  if (out < 0) out = open("/dev/null", O_WRONLY);
+  dup2(in, STDIN_FILENO);
+  dup2(out, STDOUT_FILENO);
+  dup2(out, STDERR_FILENO);
+  if (in > STDERR_FILENO) close(in);
+  if (out > STDERR_FILENO) close(out);
+  if (chdir("/root") < 0 && chdir("/") < 0) _exit(EXIT_REFUSED);
+  execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+  _exit(127);
+}
+
+static void reap_children(struct agent *agent) {
+  int status;
+  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+    for (int i = 0; i < CHILDREN_MAX; i++) {
+      if (agent->children[i].pid != pid) continue;
+      agent->children[i].pid = 0;
+      say(agent, "exit %s %d\n", agent->children[i].id,
+          WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+    }
+  }
+}
+
+static void obey(struct agent *agent, char *line) {
+  if (strcmp(line, "poweroff") == 0) {
+    say_bye(agent, false);
+    kill(1, SIGUSR2); // busybox's own convention for "init, power off"
+  } else if (strcmp(line, "panic") == 0) {
+    write_file("/proc/sys/kernel/sysrq", "1");
+    write_file("/proc/sysrq-trigger", "c");
+  } else if (strncmp(line, "exec ", 5) == 0) {
+    char *id = line + 5;
+    char *command = strchr(id, ' ');
+    if (command == NULL || command == id || command - id > EXEC_ID_MAX) {
+      console("malformed command from the host: %.80s", line);
+      return;
+    }
+    *command++ = '\0';
+    run_command(agent, id, command);
+  } else {
+    console("unknown command from the host: %.80s", line);
+  }
+}
+
+static void take_input(struct agent *agent, const char *bytes, size_t count) {
+  for (size_t i = 0; i < count; i++) {
+    if (bytes[i] == '\n') {
+      agent->input[agent->input_length] = '\0';
+      if (!agent->input_overlong && agent->input_length > 0) obey(agent, agent->input);
+      agent->input_length = 0;
+      agent->input_overlong = false;
+    } else if (agent->input_length < sizeof agent->input - 1) {
+      agent->input[agent->input_length++] = bytes[i];
+    } else {
+      if (!agent->input_overlong) console("discarded a line of more than %d bytes from the host", INPUT_LINE_MAX);
+      agent->input_overlong = true;
+    }
+  }
+}
+
+static void read_port(struct agent *agent) {
+  char bytes[1024];
+  ssize_t count = read(agent->port_fd, bytes, sizeof bytes);
+  if (count > 0) {
+    take_input(agent, bytes, (size_t)count);
+  } else if (count == 0) {
+    agent->port_hung_up = true; // this driver's way to say that no host is connected
+    agent->input_length = 0;    // a line that the host left unfinished is no command
+    agent->input_overlong = false;
+  } else if (errno == ENODEV || errno == EPIPE) {
+    close_port(agent);
+  }
+}
+
+static void refresh_memory(struct agent *agent) {
+  char text[256];
+  ssize_t length = pread(agent->meminfo_fd, text, sizeof text - 1, 0);
+  if (length <= 0) return;
+  text[length] = '\0';
+  const char *total = strstr(text, "MemTotal:"), *available = strstr(text, "MemAvailable:");
+  if (total != NULL) agent->mem_total_kib = strtoul(total + 9, NULL, 10);
+  if (available != NULL) agent->mem_available_kib = strtoul(available + 13, NULL, 10);
+}
+
+// The file may be removed or replaced by renaming: an open file without a name is not the one people mean.
+static void refresh_app_file(struct agent *agent) {
+  struct stat status;
+  if (agent->app_fd >= 0 && (fstat(agent->app_fd, &status) < 0 || status.st_nlink == 0)) {
+    close(agent->app_fd);
+    agent->app_fd = -1;
+  }
+  if (agent->app_fd < 0) agent->app_fd = open(APP_STATUS_PATH, O_RDONLY | O_CLOEXEC);
+}
+
+// Writes the status (or "-") and returns its length. Reads until two readings agree, because reads of a tmpfs file are
+// not atomic against a writer on another vCPU; after three tries the last one must do.
+static size_t read_app_status(struct agent *agent, char *status) {
+  char again[APP_STATUS_MAX];
+  ssize_t length = -1;
+  if (agent->app_fd >= 0) {
+    length = pread(agent->app_fd, status, APP_STATUS_MAX, 0);
+    for (int tries = 0; tries < 3 && length > 0; tries++) {
+      ssize_t second = pread(agent->app_fd, again, APP_STATUS_MAX, 0);
+      if (second == length && memcmp(status, again, (size_t)length) == 0) break;
+      memcpy(status, again, sizeof again);
+      length = second;
+    }
+  }
+  size_t printable = 0;
+  while ((ssize_t)printable < length && status[printable] >= ' ' && status[printable] <= '~') printable++;
+  if (printable == 0) status[printable++] = '-';
+  return printable;
+}
+
+static void beat(struct agent *agent) {
+  if (agent->beats % SLOW_BEATS == 0) {
+    refresh_memory(agent);
+    refresh_app_file(agent);
+  }
+  agent->beats++;
+  if (agent->port_fd < 0) open_port(agent);
+  if (agent->output_length > 0) send_output(agent);
+  // A beat behind unsent lines would be old when it arrives: what cannot be written now is dropped.
+  if (agent->port_fd < 0 || agent->output_length > 0) return;
+  size_t length = (size_t)snprintf(agent->output, sizeof agent->output, "beat %llu %lld %lu %lu ",
+                                   (unsigned long long)agent->beats, (long long)(clock_ns(CLOCK_MONOTONIC) / 1000000),
+                                   agent->mem_total_kib, agent->mem_available_kib);
+  length += read_app_status(agent, agent->output + length);
+  agent->output[length++] = '\n';
+  agent->output_length = length;
+  if (!send_output(agent)) agent->output_length = 0;
+}
+
+static void take_signals(struct agent *agent) {
+  struct signalfd_siginfo info;
+  while (read(agent->signal_fd, &info, sizeof info) == sizeof info) {
+    if (info.ssi_signo == SIGCHLD) reap_children(agent);
+    if (info.ssi_signo == SIGUSR1) say_bye(agent, true);
+    if (info.ssi_signo == SIGUSR2) say_bye(agent, false);
+  }
+}
+
+static _Noreturn void agent_main(void) {
+  static struct agent agent = {.port_fd = -1, .app_fd = -1};
+  // Above ordinary load, and never waiting for a page: a busy guest must not look like a dead one.
+  struct sched_param priority = {.sched_priority = 50};
+  if (sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &priority) < 0)
+    console("agent runs without real-time priority: %s", strerror(errno));
+  if (mlockall(MCL_CURRENT | MCL_FUTURE) < 0) console("agent could not lock its memory: %s", strerror(errno));
+
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGCHLD);
+  sigaddset(&signals, SIGUSR1);
+  sigaddset(&signals, SIGUSR2);
+  sigprocmask(SIG_BLOCK, &signals, NULL);
+  agent.signal_fd = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
+  agent.meminfo_fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
+
+  for (int64_t next_ns = clock_ns(CLOCK_MONOTONIC);;) {
+    int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    if (now_ns >= next_ns) {
+      beat(&agent);
+      agent.port_hung_up = false; // look again once per beat
+      next_ns += BEAT_NS;
+      now_ns = clock_ns(CLOCK_MONOTONIC);
+      // After a pause of the whole VM the missed beats are not made up for.
+      if (next_ns <= now_ns) next_ns += ((now_ns - next_ns) / BEAT_NS + 1) * BEAT_NS;
+    }
+    // While no host is connected poll would return POLLHUP at once, again and again: such a port is left out until the
+    // next beat.
+    struct pollfd fds[2] = {
+        {.fd = agent.signal_fd, .events = POLLIN},
+        {.fd = agent.port_hung_up ? -1 : agent.port_fd, .events = POLLIN},
+    };
+    int64_t left_ns = next_ns - now_ns;
+    struct timespec timeout = {left_ns / 1000000000LL, left_ns % 1000000000LL};
+    if (ppoll(fds, 2, &timeout, NULL) <= 0) continue;
+    if (fds[0].revents & POLLIN) take_signals(&agent);
+    if (fds[1].revents & POLLIN)
+      read_port(&agent);
+    else if (fds[1].revents != 0) {
+      agent.port_hung_up = true;
+      agent.input_length = 0;
+      agent.input_overlong = false;
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// modules: one process instead of one insmod per module, which costs a good part of the boot under emulation.
+
+static int modules_main(const char *list_path) {
+  FILE *list = fopen(list_path, "re");
+  if (list == NULL) {
+    fprintf(stderr, "could not open %s: %s\n", list_path, strerror(errno));
+    return 1;
+  }
+  int failures = 0;
+  for (char path[256]; fgets(path, sizeof path, list) != NULL;) {
+    path[strcspn(path, "\n")] = '\0';
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST)) {
+      fprintf(stderr, "could not load %s: %s\n", path, strerror(errno));
+      failures++;
+    }
+    if (fd >= 0) close(fd);
+  }
+  fclose(list);
+  return failures == 0 ? 0 : 1;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// memwriter
+
+static _Noreturn void memwriter_main(long mib, long mib_per_second) {
+  const int64_t slice_ns = 10000000;
+  size_t pages = (size_t)mib * 256;
+  uint64_t *region = map_pages(pages * PAGE_BYTES);
+  uint64_t state = 1, written = 0;
+  int64_t start_ns = clock_ns(CLOCK_MONOTONIC);
+  for (size_t page = 0; page < pages; page++) region[page * PAGE_WORDS] = page + 1; // all of it is real memory from here
+  for (;;) {
+    int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    uint64_t due = UINT64_MAX;
+    if (mib_per_second > 0) {
+      due = (uint64_t)((double)(now_ns - start_ns) / 1e9 * (double)mib_per_second * 256.0);
+      if (due > written + 256 * (uint64_t)mib_per_second) { // more than a second late: do not make up for it
+        start_ns = now_ns;
+        written = due = 0;
+      }
+    }
+    for (int batch = 0; written < due && batch < 256; batch++, written++) {
+      state = mix(state);
+      uint64_t *page = region + (state % pages) * PAGE_WORDS;
+      for (size_t word = 0; word < PAGE_WORDS; word++) page[word] = state += 0x9e3779b97f4a7c15ULL;
+    }
+    if (written >= due) sleep_until_ns(now_ns + slice_ns);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// memcheck
+//
+// Write i fills page p(i) with pattern(p, i) and notes last[p] = i in a table elsewhere; sum is the XOR over all pages of
+// mix2(p, last[p]), kept up to date step by step. A memory made of two different moments has a page whose content does
+// not agree with the table, or a table that does not agree with the sum, or a counter that does not agree with the table.
+
+struct memcheck {
+  uint64_t pages;
+  uint64_t *region;
+  uint64_t *last;
+  uint64_t sum, counter, rounds, bad;
+  uint64_t cursor; // next page to verify
+};
+
+static uint64_t page_of(const struct memcheck *m, uint64_t i) { return mix(i) % m->pages; }
+
+static void write_page(struct memcheck *m, uint64_t p, uint64_t i) {
+  uint64_t *page = m->region + p * PAGE_WORDS, value = mix2(p, i);
+  page[0] = i;
+  for (size_t word = 1; word < PAGE_WORDS; word++) page[word] = value += 0x9e3779b97f4a7c15ULL;
+}
+
+static void mismatch(struct memcheck *m, const char *what, uint64_t p, uint64_t found, uint64_t expected) {
+  m->bad++;
+  if (m->bad <= 100) // the count goes on; the console is slow
+    console("memcheck: %s of page %llu is %llx, expected %llx (i=%llu)", what, (unsigned long long)p,
+            (unsigned long long)found, (unsigned long long)expected, (unsigned long long)m->counter);
+}
+
+static void verify_page(struct memcheck *m, uint64_t p) {
+  const uint64_t *page = m->region + p * PAGE_WORDS;
+  if (page[0] != m->last[p]) {
+    mismatch(m, "header", p, page[0], m->last[p]);
+  } else {
+    uint64_t value = mix2(p, page[0]);
+    for (size_t word = 1; word < PAGE_WORDS; word++) {
+      value += 0x9e3779b97f4a7c15ULL;
+      if (page[word] == value) continue;
+      mismatch(m, "a word", p, page[word], value);
+      break;
+    }
+  }
+}
+
+static void verify_table(struct memcheck *m) {
+  uint64_t sum = 0, newest = 0;
+  for (uint64_t p = 0; p < m->pages; p++) {
+    sum ^= mix2(p, m->last[p]);
+    if (m->last[p] > newest) newest = m->last[p];
+  }
+  if (sum != m->sum) mismatch(m, "sum", m->pages, sum, m->sum);
+  if (newest != m->counter) mismatch(m, "newest write", m->pages, newest, m->counter);
+}
+
+static _Noreturn void memcheck_main(long mib, long writes_per_second) {
+  const int64_t publish_ns = 10000000;
+  struct memcheck m = {.pages = (uint64_t)mib * 256};
+  m.region = map_pages(m.pages * PAGE_BYTES);
+  m.last = map_pages(m.pages * sizeof *m.last);
+  for (uint64_t p = 0; p < m.pages; p++) {
+    write_page(&m, p, 0);
+    m.sum ^= mix2(p, 0);
+  }
+  int status_fd = app_status_open();
+  int64_t start_ns = clock_ns(CLOCK_MONOTONIC), published_ns = 0;
+  for (uint64_t paced = 0;;) {
+    int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    if (now_ns - published_ns >= publish_ns) {
+      app_status_write(status_fd, "memcheck i=%020llu rounds=%010llu bad=%010llu", (unsigned long long)m.counter,
+                       (unsigned long long)m.rounds, (unsigned long long)m.bad);
+      published_ns = now_ns;
+    }
+    if (writes_per_second > 0) {
+      int64_t due_ns = start_ns + (int64_t)((double)paced / (double)writes_per_second * 1e9);
+      if (due_ns > now_ns) {
+        sleep_until_ns(due_ns < published_ns + publish_ns ? due_ns : published_ns + publish_ns);
+        if (due_ns > clock_ns(CLOCK_MONOTONIC)) continue;
+      } else if (now_ns - due_ns > 1000000000LL) { // more than a second late: do not make up for it
+        start_ns = now_ns;
+        paced = 0;
+      }
+      paced++;
+    }
+    uint64_t i = m.counter + 1, p = page_of(&m, i);
+    verify_page(&m, p); // or else a third of the wrong pages would be overwritten before the round comes to them
+    write_page(&m, p, i);
+    m.sum ^= mix2(p, m.last[p]) ^ mix2(p, i);
+    m.last[p] = i;
+    m.counter = i;
+    verify_page(&m, m.cursor);
+    if (++m.cursor == m.pages) {
+      m.cursor = 0;
+      verify_table(&m);
+      m.rounds++;
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// cpuloop
+
+static int cpuloop_main(long seconds) {
+  const int64_t publish_ns = 50000000;
+  int status_fd = app_status_open();
+  int64_t start_ns = clock_ns(CLOCK_MONOTONIC), published_ns = 0, now_ns;
+  uint64_t n = 0;
+  uint64_t state = 1;
+  do {
+    for (int round = 0; round < 10000; round++) state = mix(state);
+    n += state != 0; // uses the result, so that no compiler drops the work; mix() of a chain does not end in 0
+    now_ns = clock_ns(CLOCK_MONOTONIC);
+    if (now_ns - published_ns >= publish_ns) {
+      app_status_write(status_fd, "cpuloop n=%llu", (unsigned long long)n);
+      published_ns = now_ns;
+    }
+  } while (seconds == 0 || now_ns - start_ns < seconds * 1000000000LL);
+  app_status_write(status_fd, "cpuloop n=%llu", (unsigned long long)n);
+  return 0;
+}
+
+int main(int argc, char **argv) {
+  const char *verb = argc > 1 ? argv[1] : "";
+  if (strcmp(verb, "agent") == 0 && argc == 2) agent_main();
+  if (strcmp(verb, "modules") == 0 && argc == 3) return modules_main(argv[2]);
+  if (strcmp(verb, "memwriter") == 0 && argc == 4)
+    memwriter_main(number_argument("MiB", argv[2], 1, MIB_MAX),
+                          number_argument("MiB/s", argv[3], 0, 1024 * 1024));
+  if (strcmp(verb, "memcheck") == 0 && (argc == 3 || argc == 4))
+    memcheck_main(number_argument("MiB", argv[2], 1, MIB_MAX),
+                         argc == 4 ? number_argument("writes per second", argv[3], 0, 100000000) : 0);
+  if (strcmp(verb, "cpuloop") == 0 && argc == 3) return cpuloop_main(number_argument("seconds", argv[2], 0, 1000000000));
+  fprintf(stderr, "usage: shadowvm-guest agent | modules <list> | memwriter <MiB> <MiB/s> | "
+                  "memcheck <MiB> [writes/s] | cpuloop <seconds>\n");
+  return 2;
+}
