@@ -1,0 +1,53 @@
+/** `shadowvm daemon` */
+import { type Command, Option } from 'commander';
+import { addVerb, defaultImagesDir } from './session.js';
+
+interface DaemonOptions {
+  images?: string;
+  bridge?: string;
+  subnet?: string;
+  logLevel: string;
+  verbose?: boolean;
+}
+
+export function addDaemonVerb(program: Command): void {
+  addVerb<DaemonOptions>(
+    program,
+    'daemon',
+    {
+      summary: 'run the manager in the foreground',
+      description:
+        'Runs the manager in the foreground: it keeps the VMs and their shadows, and answers the other verbs. Ctrl-C or\n' +
+        'SIGTERM ends every VM and takes away all that was made on this host; a second Ctrl-C does not wait for that.',
+      examples: [
+        'daemon',
+        'daemon --state /srv/shadowvm --bridge svbr1 --subnet 10.88.0.0/24',
+        'daemon --verbose --log-level debug',
+      ],
+    },
+    (command) =>
+      command
+        .option('--images <dir>', 'folder of the images; also SHADOWVM_IMAGES')
+        .option('--bridge <name>', 'name of the bridge that the VMs are on')
+        .option('--subnet <cidr>', 'network of that bridge, such as 10.77.0.0/24')
+        .addOption(
+          new Option('--log-level <level>', 'what goes to the log')
+            .choices(['trace', 'debug', 'info', 'warn', 'error'])
+            .default('info'),
+        )
+        .option('-v, --verbose', 'log to stderr too when it is no terminal'),
+    async (session, _args, options) => {
+      // Loaded here: every other verb would wait for the manager's modules for nothing.
+      const { runDaemon } = await import('./daemon-process.js');
+      process.exitCode = await runDaemon({
+        statePath: session.state.root,
+        imagesDir: options.images ?? process.env.SHADOWVM_IMAGES ?? defaultImagesDir(session.state),
+        ...(options.bridge === undefined ? {} : { bridge: options.bridge }),
+        ...(options.subnet === undefined ? {} : { subnet: options.subnet }),
+        logLevel: options.logLevel,
+        logToStderr: options.verbose === true || process.stderr.isTTY === true,
+        json: session.json,
+      });
+    },
+  );
+}

@@ -1,0 +1,61 @@
+/** Arguments and options of the command line as values. All of these throw INVALID_ARGUMENT, which is exit code 2. */
+import { ShadowVmError } from '../errors.js';
+import { formatBytesExact, malformed, parseBytes, parseDurationMs, parseShare } from '../vm/quantity-text.js';
+import { MIB, RAM_BYTES_MAX, RAM_BYTES_MIN, vmNameSchema } from '../vm/spec.js';
+
+export function vmName(text: string): string {
+  if (vmNameSchema.safeParse(text).success) return text;
+  throw malformed(
+    'the name of the VM',
+    JSON.stringify(text),
+    'a name has 1 to 32 characters: lower-case letters, digits and hyphens, beginning with a letter',
+    'Choose a name such as web or db-2',
+  );
+}
+
+export function ramBytes(text: string): number {
+  const bytes = parseBytes(text, 'the RAM');
+  if (bytes >= RAM_BYTES_MIN && bytes <= RAM_BYTES_MAX && bytes % MIB === 0) return bytes;
+  const range = `${formatBytesExact(RAM_BYTES_MIN)} to ${formatBytesExact(RAM_BYTES_MAX)}`;
+  throw malformed('the RAM', text, `a VM has ${range} in whole MiB`, 'Choose a size such as 256M or 1G');
+}
+export const logBytes = (text: string): number => parseBytes(text, 'how much of the log', { bare: true });
+export const timeoutMs = (text: string): number => parseDurationMs(text, 'the timeout');
+export const lagMs = (text: string): number => parseDurationMs(text, 'the lag');
+export const pausedShare = (text: string): number => parseShare(text, 'the share of paused time');
+export const cpuShare = (text: string): number => parseShare(text, 'the CPU budget');
+
+export function wholeNumber(what: string, min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN;
+    if (value >= min && value <= max) return value;
+    const reason = Number.isNaN(value) ? 'it is not a whole number' : `it is not from ${min} to ${max}`;
+    throw malformed(what, JSON.stringify(text), reason, `Write a whole number from ${min} to ${max}`);
+  };
+}
+
+export interface PublishedPort {
+  hostPort: number;
+  guestPort: number;
+}
+
+/** `8080:80`: host port, guest port. */
+export function publishedPort(text: string): PublishedPort {
+  const remedy = 'Write HOST:GUEST, such as 8080:80';
+  const match = /^(\d{1,5}):(\d{1,5})$/.exec(text);
+  if (match === null) throw malformed('the published port', text, 'it does not have the form HOST:GUEST', remedy);
+  const [hostPort, guestPort] = [Number(match[1]), Number(match[2])];
+  const wrong = [hostPort, guestPort].find((port) => port < 1 || port > 65535);
+  if (wrong !== undefined)
+    throw malformed('the published port', text, `${wrong} is not a port from 1 to 65535`, remedy);
+  return { hostPort, guestPort };
+}
+
+/** An option that may be given several times. */
+export function collect<T>(parse: (text: string) => T): (text: string, before: T[] | undefined) => T[] {
+  return (text, before = []) => [...before, parse(text)];
+}
+
+export function usageError(reason: string, remedy: string): ShadowVmError {
+  return new ShadowVmError('INVALID_ARGUMENT', { attempted: 'read the command line', reason, remedy });
+}

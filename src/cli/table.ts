@@ -1,0 +1,92 @@
+/** Results as text for people: aligned tables, and numbers with their units. */
+
+export interface Column<T> {
+  title: string;
+  /** Numbers are compared by eye when their ends are below each other. */
+  align?: 'left' | 'right';
+  value: (row: T) => string;
+}
+
+const GAP = '  ';
+
+/** A heading and one line per row, each ending in a line feed. No column is wider than its longest cell. */
+export function table<T>(columns: readonly Column<T>[], rows: readonly T[]): string {
+  const cells = [
+    columns.map((column) => column.title),
+    ...rows.map((row) => columns.map((c) => printable(c.value(row)))),
+  ];
+  const widths = columns.map((_, i) => Math.max(...cells.map((line) => line[i]!.length)));
+  return cells
+    .map((line) =>
+      line
+        .map((cell, i) => (columns[i]!.align === 'right' ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)))
+        .join(GAP)
+        .trimEnd(),
+    )
+    .map((line) => line + '\n')
+    .join('');
+}
+
+/** `name:  value` lines; entries whose value is null are left out. */
+export function details(entries: readonly (readonly [string, string | null])[]): string {
+  const shown = entries.filter((entry): entry is readonly [string, string] => entry[1] !== null);
+  const width = Math.max(0, ...shown.map(([name]) => name.length + 1));
+  return shown.map(([name, value]) => `${`${name}:`.padEnd(width)}${GAP}${printable(value)}\n`).join('');
+}
+
+/** What comes from a guest must not command the terminal: no control characters, so no escape sequences. */
+export function printable(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+  return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, '?');
+}
+
+export const NONE = '-';
+
+/** 0.4 ms, 37 ms, 1.2 s, 3 min, 2 h */
+export function ms(value: number | null | undefined): string {
+  if (value === null || value === undefined) return NONE;
+  if (value < 9.95) return `${value.toFixed(1)} ms`;
+  if (value < 999.5) return `${Math.round(value)} ms`;
+  if (value < 59_950) return `${(value / 1000).toFixed(1)} s`;
+  if (value < 3_600_000) return `${Math.floor(value / 60_000)} min`;
+  if (value < 48 * 3_600_000) return `${Math.floor(value / 3_600_000)} h`;
+  return `${Math.floor(value / 86_400_000)} d`;
+}
+
+export function percent(value: number | null | undefined): string {
+  return value === null || value === undefined ? NONE : `${value.toFixed(1)}%`;
+}
+
+/** Memory and files, in powers of 1024. */
+export function bytes(value: number | null | undefined): string {
+  if (value === null || value === undefined) return NONE;
+  let scaled = value;
+  for (const unit of ['B', 'KiB', 'MiB', 'GiB', 'TiB']) {
+    if (scaled < 1023.5 || unit === 'TiB') return `${Number.isInteger(scaled) ? scaled : scaled.toFixed(1)} ${unit}`;
+    scaled /= 1024;
+  }
+  return NONE;
+}
+
+/** Traffic, in powers of 1000 as triggers have it. */
+export function bytesPerSecond(value: number | null | undefined): string {
+  if (value === null || value === undefined) return NONE;
+  let scaled = value;
+  for (const unit of ['B/s', 'kB/s', 'MB/s', 'GB/s']) {
+    if (scaled < 999.5 || unit === 'GB/s') return `${unit === 'B/s' ? Math.round(scaled) : scaled.toFixed(1)} ${unit}`;
+    scaled /= 1000;
+  }
+  return NONE;
+}
+
+export function count(value: number | null | undefined): string {
+  return value === null || value === undefined ? NONE : String(value);
+}
+
+/** Local time to the second, or to the millisecond. */
+export function time(iso: string, digits: 0 | 3 = 0): string {
+  const date = new Date(iso);
+  if (Number.isNaN(date.getTime())) return iso;
+  const local = new Date(date.getTime() - date.getTimezoneOffset() * 60_000).toISOString();
+  return `${local.slice(0, 10)} ${local.slice(11, digits === 3 ? 23 : 19)}`;
+}

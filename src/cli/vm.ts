@@ -1,0 +1,332 @@
+/** `shadowvm vm …` */
+import { type Command, Option } from 'commander';
+import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
+import { formatBytesExact } from '../vm/quantity-text.js';
+import { type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
+import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
+import type { VmView } from '../vm/view.js';
+import * as parse from './parse.js';
+import { addGroup, addVerb } from './session.js';
+import { shadowDetails } from './shadow.js';
+import * as show from './table.js';
+import { attachConsole } from './vm-console.js';
+import { printLog } from './vm-logs.js';
+
+interface RunOptions {
+  image?: string;
+  ram?: number;
+  vcpus?: number;
+  network?: VmSpecInput['network'];
+  publish?: parse.PublishedPort[];
+  accelerator?: VmSpecInput['accelerator'];
+  tracking?: VmSpecInput['tracking'];
+  shadow?: 'manual' | 'always';
+  shadowWhen?: Trigger[];
+  maxLag?: number;
+  maxPaused?: number;
+  cpuBudget?: number;
+}
+
+const nameOf = (args: string[]): string => parse.vmName(args[0]!);
+
+export function addVmVerbs(program: Command): void {
+  const vm = addGroup(program, 'vm', 'run, watch and end VMs', ['vm run web', 'vm ls', 'vm console web']);
+  addRun(vm);
+
+  addVerb(
+    vm,
+    'ls',
+    { summary: 'list the VMs', examples: ['vm ls', "vm ls --json | jq '.vms[].address'"] },
+    (command) => command,
+    async (session) => {
+      const vms = await session.client.listVms();
+      session.result({ vms }, vms.length === 0 ? 'no VMs; run one with `shadowvm vm run NAME`\n' : vmTable(vms));
+    },
+  );
+
+  addVerb(
+    vm,
+    'show <name>',
+    { summary: 'show all about a VM', examples: ['vm show web', 'vm show web --json'] },
+    (command) => command,
+    async (session, args) => {
+      const view = await session.client.showVm(nameOf(args));
+      session.result(view, vmDetails(view));
+    },
+  );
+
+  addVerb<{ timeout?: number }>(
+    vm,
+    'stop <name>',
+    {
+      summary: 'ask the guest to power off',
+      description: 'Asks the guest to power off. It is killed when it has not done so after the timeout.',
+      examples: ['vm stop web', 'vm stop web --timeout 1m'],
+    },
+    (command) => command.addOption(new Option('--timeout <time>', 'default: 10s').argParser(parse.timeoutMs)),
+    async (session, args, options) => {
+      const view = await session.withProgress((onProgress) =>
+        session.client.stopVm(nameOf(args), {
+          onProgress,
+          ...(options.timeout === undefined ? {} : { timeoutMs: options.timeout }),
+        }),
+      );
+      session.result(view, `${view.name} is ${view.state}\n`);
+    },
+  );
+
+  addVerb(
+    vm,
+    'kill <name>',
+    {
+      summary: 'stop a VM at once',
+      description: 'Stops a VM at once, like pulling the plug. It is meant, so its shadow does not take over.',
+      examples: ['vm kill web'],
+    },
+    (command) => command,
+    async (session, args) => {
+      const view = await session.client.killVm(nameOf(args));
+      session.result(view, `${view.name} is ${view.state}\n`);
+    },
+  );
+
+  addVerb<{ force?: boolean }>(
+    vm,
+    'rm <name>',
+    { summary: 'forget a stopped VM', examples: ['vm rm web', 'vm rm --force web'] },
+    (command) => command.option('--force', 'kill it first if it runs'),
+    async (session, args, options) => {
+      const name = nameOf(args);
+      await session.client.removeVm(name, { force: options.force === true });
+      session.result({ removed: name }, `${name} is removed\n`);
+    },
+  );
+
+  addVerb<{ qemu?: boolean; bytes?: number; follow?: boolean }>(
+    vm,
+    'logs <name>',
+    {
+      summary: "print the guest's console, or what QEMU said",
+      examples: ['vm logs web', 'vm logs web --follow', 'vm logs web --qemu --bytes 1M'],
+    },
+    (command) =>
+      command
+        .option('--qemu', "QEMU's own messages instead of the console")
+        .addOption(new Option('--bytes <size>', 'the last so many; default: 64K').argParser(parse.logBytes))
+        .option('-f, --follow', 'go on with what is added, until Ctrl-C'),
+    (session, args, options) => printLog(session, nameOf(args), options),
+  );
+
+  addVerb(
+    vm,
+    'console <name>',
+    {
+      summary: "attach to the guest's serial console",
+      description:
+        "Attaches to the guest's serial console and stays attached when the shadow takes over. Leave with Ctrl-].\n" +
+        'When the input is no terminal it is sent as it is, and the output goes on after its end until Ctrl-C.',
+      examples: ['vm console web', 'vm console web </dev/null | tee boot.log'],
+    },
+    (command) => command,
+    (session, args) => attachConsole(session, nameOf(args)),
+  );
+
+  addVerb(
+    vm,
+    'exec <name> <command...>',
+    {
+      summary: 'run a shell command in the guest',
+      description:
+        'Runs a shell command in the guest and waits for it. The words are joined by spaces, as ssh does. What it prints\n' +
+        'goes to the console; the exit code is 1 when the command ends with another one than 0.',
+      examples: ['vm exec web -- redis-cli set key value', "vm exec web 'sync && echo done > /dev/console'"],
+    },
+    (command) => command,
+    async (session, args) => {
+      const result = await session.client.guestExec(nameOf(args), args.slice(1).join(' '));
+      session.result(result, '');
+      if (result.exitCode === 0) return;
+      session.remark(`the command ended with exit code ${result.exitCode}`);
+      process.exitCode = 1;
+    },
+  );
+
+  addVerb(
+    vm,
+    'fault <name> <fault>',
+    {
+      hidden: true,
+      summary: 'make a VM fail, as a drill',
+      description:
+        'Makes a VM fail, as a drill: `kill` ends QEMU with SIGKILL, `hang` stops it with SIGSTOP, `panic` makes the guest\n' +
+        'kernel panic. With a shadow that is ready the VM goes on from there; without one this is the end of it.',
+      examples: ['vm fault web kill', 'vm fault web hang --json'],
+    },
+    (command) => command,
+    async (session, args) => {
+      const name = nameOf(args);
+      const fault = ['kill', 'hang', 'panic'].find((each): each is Fault => each === args[1]);
+      if (fault === undefined)
+        throw parse.usageError(`"${args[1]}" is not a fault`, 'The faults are kill, hang and panic');
+      const result = await session.client.injectFault(name, fault);
+      session.result(result, `${name}: ${fault}; see \`shadowvm events --vm ${name}\` for what came of it\n`);
+    },
+  );
+}
+
+function addRun(vm: Command): void {
+  addVerb<RunOptions>(
+    vm,
+    'run <name>',
+    {
+      summary: 'boot a VM and wait until it answers',
+      description: 'Boots a VM and waits until the guest answers. Ctrl-C before that takes the VM away again.',
+      examples: [
+        'vm run web',
+        'vm run db --ram 1G --vcpus 2 --shadow always --max-lag 200ms',
+        "vm run api --shadow-when 'cpu>60%/5s' --shadow-when 'network>10MB/s/3s'",
+      ],
+    },
+    (command) =>
+      command
+        .option('--image <name>', 'default: default')
+        .addOption(new Option('--ram <size>', 'default: 256M').argParser(parse.ramBytes))
+        .addOption(
+          new Option('--vcpus <n>', 'default: 1').argParser(parse.wholeNumber('the number of vCPUs', 1, VCPUS_MAX)),
+        )
+        .addOption(
+          new Option('--network <mode>', 'default: auto, a tap where permitted').choices([
+            'auto',
+            'tap',
+            'user',
+            'none',
+          ]),
+        )
+        .addOption(
+          new Option('--publish <host:guest>', 'a port on this host; user network only; repeatable').argParser(
+            parse.collect(parse.publishedPort),
+          ),
+        )
+        .addOption(new Option('--accelerator <which>', 'default: auto').choices(['auto', 'kvm', 'tcg']))
+        .addOption(
+          new Option('--tracking <how>', 'how changed pages are found; default: auto').choices([
+            'auto',
+            'write',
+            'checksum',
+          ]),
+        )
+        .addOption(new Option('--shadow <rule>', 'default: manual').choices(['manual', 'always']))
+        .addOption(
+          new Option('--shadow-when <trigger>', "make one when this holds, such as 'cpu>60%/5s'; repeatable")
+            .argParser(parse.collect(parseTrigger))
+            .conflicts('shadow'),
+        )
+        .addOption(
+          new Option('--max-lag <time>', 'what a failover may roll back; default: 500ms').argParser(parse.lagMs),
+        )
+        .addOption(
+          new Option('--max-paused <share>', 'time the guest may stand still; default: 3%').argParser(
+            parse.pausedShare,
+          ),
+        )
+        .addOption(
+          new Option('--cpu-budget <share>', 'of one host CPU, for its shadow; default: 15%').argParser(parse.cpuShare),
+        ),
+    async (session, args, options) => {
+      // Checked here as well as in the daemon: what is malformed is told also when no daemon runs.
+      const spec = check(runVmBodySchema, specOf(nameOf(args), options), 'the options of the VM');
+      const giveUp = new AbortController();
+      const interrupt = () => giveUp.abort();
+      process.once('SIGINT', interrupt).once('SIGTERM', interrupt);
+      try {
+        const view = await session.withProgress((onProgress) =>
+          session.client.runVm(spec, { onProgress, signal: giveUp.signal }),
+        );
+        session.result(view, `${view.name} runs${at(view)}, booted in ${show.ms(view.bootMs)}\n`);
+      } catch (error) {
+        if (!giveUp.signal.aborted) throw error;
+        session.remark(`interrupted: the daemon takes ${spec.name} away again`);
+        process.exitCode = 1;
+      } finally {
+        process.off('SIGINT', interrupt).off('SIGTERM', interrupt);
+      }
+    },
+  );
+}
+
+function specOf(name: string, options: RunOptions): VmSpecInput {
+  const { image, vcpus, network, publish, accelerator, tracking } = options;
+  const pacing = {
+    ...(options.maxLag === undefined ? {} : { maxLagMs: options.maxLag }),
+    ...(options.maxPaused === undefined ? {} : { maxPausedShare: options.maxPaused }),
+    ...(options.cpuBudget === undefined ? {} : { cpuBudget: options.cpuBudget }),
+  };
+  return {
+    name,
+    image,
+    vcpus,
+    network,
+    publish,
+    accelerator,
+    tracking,
+    ramBytes: options.ram,
+    pacing,
+    ...(options.shadow === undefined ? {} : { shadow: { kind: options.shadow } }),
+    ...(options.shadowWhen === undefined ? {} : { shadow: { kind: 'when', triggers: options.shadowWhen } }),
+  };
+}
+
+function at(view: VmView): string {
+  if (view.address !== null) return ` at ${view.address}`;
+  const ports = view.spec.publish.map(({ hostPort, guestPort }) => `${hostPort} → ${guestPort}`);
+  return ports.length === 0 ? '' : ` with ports ${ports.join(', ')}`;
+}
+
+function vmTable(vms: VmView[]): string {
+  return show.table(
+    [
+      { title: 'NAME', value: (vm) => vm.name },
+      { title: 'STATE', value: (vm) => vm.state },
+      { title: 'GEN', align: 'right', value: (vm) => String(vm.generation) },
+      { title: 'IMAGE', value: (vm) => vm.spec.image },
+      { title: 'VCPUS', align: 'right', value: (vm) => String(vm.spec.vcpus) },
+      { title: 'RAM', align: 'right', value: (vm) => formatBytesExact(vm.spec.ramBytes) },
+      { title: 'ADDRESS', value: (vm) => vm.address ?? show.NONE },
+      { title: 'CPU', align: 'right', value: (vm) => show.percent(vm.usage?.cpuPercent) },
+      { title: 'MEM', align: 'right', value: (vm) => show.percent(vm.usage?.memoryPercent) },
+      { title: 'SHADOW', value: (vm) => vm.shadow?.state ?? show.NONE },
+      { title: 'LAG', align: 'right', value: (vm) => show.ms(vm.shadow?.lagMs) },
+    ],
+    vms,
+  );
+}
+
+function vmDetails(vm: VmView): string {
+  const { guest, usage, spec } = vm;
+  const rule = spec.shadow.kind === 'when' ? spec.shadow.triggers.map(formatTrigger).join(', ') : spec.shadow.kind;
+  return show.details([
+    ['name', vm.name],
+    ['state', vm.state],
+    ['failure', vm.failure],
+    ['generation', String(vm.generation)],
+    ['image', spec.image],
+    ['size', `${spec.vcpus} vCPU${spec.vcpus === 1 ? '' : 's'}, ${formatBytesExact(spec.ramBytes)} RAM`],
+    ['accelerator', vm.accelerator],
+    ['process', vm.pid === null ? null : String(vm.pid)],
+    ['network', vm.tap === null ? vm.networkMode : `${vm.networkMode} ${vm.tap}`],
+    ['address', vm.address],
+    ['mac', vm.mac],
+    ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
+    ['created', show.time(vm.createdAt)],
+    ['booted in', vm.bootMs === null ? null : show.ms(vm.bootMs)],
+    ['uptime', guest === null ? null : show.ms(guest.uptimeMs)],
+    [
+      'usage',
+      usage === null
+        ? null
+        : `CPU ${show.percent(usage.cpuPercent)}, memory ${show.percent(usage.memoryPercent)}, network ${show.bytesPerSecond(usage.networkBytesPerSecond)}`,
+    ],
+    ['shadow rule', rule],
+    ...(vm.shadow === null ? [] : shadowDetails(vm.shadow)),
+  ]);
+}
