@@ -240,8 +240,12 @@ function judge(result: RunResult, deadlineMs: number): { ok: boolean; reason: st
   const marks = result.stdout;
   if (result.exitCode === ((PROBE_EXIT_VALUE << 1) | 1) && marks === 'RLK')
     return { ok: true, reason: 'a test guest ran to its end' };
-  // The last line is the failure itself; warnings come before it.
-  const words = result.stderr.trim().split('\n').at(-1) ?? '';
+  const lines = result.stderr.trim().split('\n');
+  // The error itself, not the warnings before it nor the assertion that may follow; else whatever came last.
+  const words = (lines.find((line) => /\berror:/.test(line)) ?? lines.at(-1) ?? '').replace(
+    /^[\w/.-]*qemu[\w.-]*: /,
+    '',
+  );
   if (!result.timedOut)
     return { ok: false, reason: `QEMU gave up (${result.signal ?? `exit code ${result.exitCode}`}): ${words}` };
   if (marks.startsWith('RL'))
