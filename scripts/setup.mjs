@@ -2,7 +2,7 @@
 // Each step is skipped when what it would make is there already, so that every npm script can begin with it.
 //
 //   node scripts/setup.mjs [--dev] [--no-image]
-//     --dev        also what only tests need: a second QEMU
+//     --dev        also what only tests need: a package, and a second QEMU
 //     --no-image   no guest image
 //
 // Plain Node without dependencies, because it runs before there are any. The first lines must run on old Nodes too, to
@@ -18,6 +18,7 @@ import {
   PACKAGES,
   queryMissingPackages,
   readOsRelease,
+  TEST_PACKAGES,
   unsupportedSystem,
 } from './setup/debian.mjs';
 import { takeLock } from './setup/lock.mjs';
@@ -80,8 +81,9 @@ async function doStampedStep(step, title, stamp, work) {
   });
 }
 
-async function packages() {
-  const missing = queryMissingPackages(PACKAGES);
+/** @param {boolean} forTests */
+async function packages(forTests) {
+  const missing = queryMissingPackages([...PACKAGES, ...(forTests ? TEST_PACKAGES : [])]);
   if (missing.length > 0) {
     if (process.getuid?.() !== 0) throw new SetupError(notRootMessage(missing));
     await doStep('packages', `install Debian packages (${missing.join(' ')})`, (log) => installPackages(log, missing));
@@ -118,7 +120,7 @@ async function typescript() {
     const tsc = join(root, 'node_modules/typescript/bin/tsc');
     try {
       const args = [tsc, '-p', 'tsconfig.build.json', '--outDir', 'dist.tmp', '--noEmitOnError'];
-      await run(log, process.execPath, args, { cwd: root });
+      await run(log, process.execPath, args, { cwd: root, name: 'tsc' });
       rmSync(join(root, 'dist'), { recursive: true, force: true });
       renameSync(work, join(root, 'dist'));
     } finally {
@@ -129,11 +131,11 @@ async function typescript() {
 
 async function guestImage() {
   const key = hashPaths(root, ['guest', 'src/image'], (path) => !path.endsWith('.test.ts'));
-  const stamp = { key, results: ['.cache/images/default'], ageMsMax: IMAGE_AGE_MS_MAX };
+  const stamp = { key, results: ['.cache/images/default/manifest.json'], ageMsMax: IMAGE_AGE_MS_MAX };
   await doStampedStep('image', 'build the guest image', stamp, async (log, before) => {
     const image = ['image', 'build', '--images', '.cache/images', '--name', 'default', '--package', 'redis-server'];
     try {
-      await run(log, process.execPath, ['bin/shadowvm', ...image], { cwd: root });
+      await run(log, process.execPath, ['bin/shadowvm', ...image], { cwd: root, name: 'shadowvm image build' });
     } catch (error) {
       // The daily rebuild picks up newer Debian packages. Without a network, yesterday's image still does.
       if (before !== 'old') throw error;
@@ -147,12 +149,12 @@ async function secondQemu() {
   // With QEMU 10 installed the tests run on it already, and there is no older one to have beside it.
   if (codename === 'unknown' || (installedQemuMajor() ?? 0) >= 10) return;
   const folder = join(root, '.cache/qemu10');
-  const stamp = { key: codename, results: ['.cache/qemu10/env.json'] };
+  const stamp = { key: `${codename} ${folder}`, results: ['.cache/qemu10/env.json'] };
   try {
     await doStampedStep('qemu10', 'unpack QEMU 10 for the tests', stamp, (log) => unpackQemu10(log, folder, codename));
   } catch (error) {
     if (!(error instanceof SetupError)) throw error;
-    say(`the tests run without QEMU 10: ${error.message}`);
+    say(`the tests run without QEMU 10: ${error.message.split('\n')[0]} (${logOf('qemu10')})`);
   }
 }
 
@@ -168,12 +170,13 @@ async function main(args) {
   mkdirSync(state, { recursive: true });
   stopChildrenOnSignals();
   await takeLock(join(state, 'lock'), logOf('lock'), () => say('waiting for another setup in this checkout'));
-  await packages();
+  const dev = args.includes('--dev');
+  await packages(dev);
   await modules();
   await native();
   await typescript();
   if (!args.includes('--no-image')) await guestImage();
-  if (args.includes('--dev')) await secondQemu();
+  if (dev) await secondQemu();
 }
 
 main(process.argv.slice(2)).catch((error) => {

@@ -1,4 +1,4 @@
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -11,7 +11,7 @@ const { missingPackages, notRootMessage, parseOsRelease, unsupportedSystem } = a
 const { compareVersions, nodeIsTooOld } = await import(script('setup/node.mjs'));
 const { isInstalled } = await import(script('setup/npm.mjs'));
 const { excerpt, run, SetupError } = await import(script('setup/process.mjs'));
-const { backportsSource, mirrorOf, qemuMajor, wrapperScript } = await import(script('setup/qemu10.mjs'));
+const { backportsSource, environmentOf, mirrorOf, qemuMajor } = await import(script('setup/qemu10.mjs'));
 const { hashPaths, readStamp, removeStamp, stampState, writeStamp } = await import(script('setup/stamp.mjs'));
 const { closingLine } = await import(script('test.mjs'));
 
@@ -214,29 +214,13 @@ describe('QEMU 10', () => {
     );
   });
 
-  it('is wrapped by exec, with arguments and environment kept', () => {
-    const wrapper = join(folder, 'qemu-system-x86_64');
-    const real = join(folder, 'root/usr/bin/qemu-system-x86_64');
-    mkdirSync(join(folder, 'root/usr/bin'), { recursive: true });
-    writeFileSync(wrapper, wrapperScript(true), { mode: 0o755 });
-    writeFileSync(
-      real,
-      '#!/bin/sh\necho $$\necho $KEPT $LD_LIBRARY_PATH $QEMU_MODULE_DIR\nfor a; do echo "$a"; done\n',
-      {
-        mode: 0o755,
-      },
-    );
-    const { pid, stdout } = spawnSync(wrapper, ['-M', 'two words'], {
-      encoding: 'utf8',
-      env: { KEPT: 'kept', LD_LIBRARY_PATH: '/mine' },
+  it('is found by variables, which name libraries only when there are any', () => {
+    expect(environmentOf('/q', false)).toEqual({
+      SHADOWVM_QEMU: '/q/usr/bin/qemu-system-x86_64',
+      SHADOWVM_QEMU_DATA: '/q/usr/share/seabios:/q/usr/share/qemu',
+      QEMU_MODULE_DIR: '/q/usr/lib/x86_64-linux-gnu/qemu',
     });
-    const root = join(folder, 'root');
-    const libraries = `${root}/usr/lib/x86_64-linux-gnu`;
-    expect(stdout.trim().split('\n')).toEqual([
-      `${pid}`,
-      `kept ${libraries}:/mine ${libraries}/qemu`,
-      ...['-L', `${root}/usr/share/seabios`, '-L', `${root}/usr/share/qemu`, '-M', 'two words'],
-    ]);
+    expect(environmentOf('/q', true).LD_LIBRARY_PATH).toBe('/q/usr/lib/x86_64-linux-gnu');
   });
 });
 

@@ -1,4 +1,4 @@
-// The Debian packages that ShadowVM needs, and nothing more.
+// The Debian packages that ShadowVM and its tests need, and nothing more.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { exitCode, failure, SetupError } from './process.mjs';
@@ -12,15 +12,18 @@ export const PACKAGES = [
   'libc6-dev',
   'libxxhash-dev', // page checksums
   'libzstd-dev', // the shadow image's compression, linked statically
-  'cpio', // the guest's initramfs
   'xz-utils', // kernel modules in Debian's kernel package
   'zstd',
   'e2fsprogs', // disk images, filled without a mount
 ];
 
+export const TEST_PACKAGES = [
+  'cpio', // reads the initramfs that we write
+];
+
 const MICROVM_FIRMWARE = ['/usr/share/seabios/bios-microvm.bin', '/usr/share/qemu/bios-microvm.bin'];
 const APT_GET = ['-q', '-y', '-o', 'DPkg::Lock::Timeout=300', '-o', 'Dpkg::Options::=--force-confold'];
-const APT_ENV = { DEBIAN_FRONTEND: 'noninteractive' };
+const APT_OPTIONS = { env: { DEBIAN_FRONTEND: 'noninteractive' }, withoutLock: true };
 
 /**
  * @param {string} [file]
@@ -111,13 +114,13 @@ export async function installPackages(log, missing) {
   const install = ['install', '--no-install-recommends', ...APT_GET, ...missing];
   // Without an update first: where the package lists are good it only costs time, and where they are missing or old
   // the install fails at once.
-  let code = await exitCode(log, 'apt-get', install, { env: APT_ENV });
+  let code = await exitCode(log, 'apt-get', install, APT_OPTIONS);
   if (code !== 0) {
     const output = readFileSync(log, 'utf8');
-    if (output.includes('dpkg --configure -a')) await exitCode(log, 'dpkg', ['--configure', '-a'], { env: APT_ENV });
+    if (output.includes('dpkg --configure -a')) await exitCode(log, 'dpkg', ['--configure', '-a'], APT_OPTIONS);
     // A failed update (one of several sources away, say) need not hinder the install, which has the last word.
-    await exitCode(log, 'apt-get', ['update', ...APT_GET], { env: APT_ENV });
-    code = await exitCode(log, 'apt-get', install, { env: APT_ENV });
+    await exitCode(log, 'apt-get', ['update', ...APT_GET], APT_OPTIONS);
+    code = await exitCode(log, 'apt-get', install, APT_OPTIONS);
   }
   if (code !== 0) throw failure(log, `apt-get install ${missing.join(' ')}`, code);
 }

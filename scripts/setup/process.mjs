@@ -13,6 +13,17 @@ export class SetupError extends Error {}
 const children = new Set();
 /** @type {NodeJS.Signals | null} */
 let stopping = null;
+/** @type {number | null} */
+let lockFd = null;
+
+/**
+ * Gives all later commands the descriptor of a lock, as their descriptor 3: when this process is killed outright, the
+ * compiler that it leaves behind holds the lock until it too has ended, and does not write beside the next setup's.
+ * @param {number} fd
+ */
+export function shareLock(fd) {
+  lockFd = fd;
+}
 
 /**
  * Makes SIGINT, SIGTERM and SIGHUP end the running command, with all that it started, before this process ends.
@@ -48,12 +59,19 @@ function exitAsKilledBy(signal) {
 }
 
 /**
+ * @typedef {object} CommandOptions
+ * @property {string} [cwd]
+ * @property {Record<string, string>} [env] added to this process's
+ * @property {string} [name] what messages call the command
+ * @property {boolean} [withoutLock] for commands that may start services, which would hold the lock for ever
+ */
+
+/**
  * Runs a command to its end, output appended to `log`. Resolves to its exit code (127 when it does not exist).
  * @param {string} log
  * @param {string} command
  * @param {string[]} args
- * @param {{ cwd?: string, env?: Record<string, string>, inherit?: number }} [options] `inherit`: a descriptor that the
- *   command gets as its descriptor 3
+ * @param {CommandOptions} [options]
  * @returns {Promise<number>}
  */
 export async function exitCode(log, command, args, options = {}) {
@@ -64,7 +82,7 @@ export async function exitCode(log, command, args, options = {}) {
       cwd: options.cwd,
       // C messages: some of them are read by us, all of them go into bug reports.
       env: { ...process.env, LC_ALL: 'C.UTF-8', ...options.env },
-      stdio: ['ignore', output, output, ...(options.inherit === undefined ? [] : [options.inherit])],
+      stdio: ['ignore', output, output, ...(lockFd === null || options.withoutLock ? [] : [lockFd])],
       detached: true,
     });
     children.add(child);
@@ -89,11 +107,11 @@ export async function exitCode(log, command, args, options = {}) {
  * @param {string} log
  * @param {string} command
  * @param {string[]} args
- * @param {Parameters<typeof exitCode>[3]} [options]
+ * @param {CommandOptions} [options]
  */
-export async function run(log, command, args, options) {
+export async function run(log, command, args, options = {}) {
   const code = await exitCode(log, command, args, options);
-  if (code !== 0) throw failure(log, `${command} ${args[0] ?? ''}`.trim(), code);
+  if (code !== 0) throw failure(log, options.name ?? `${command} ${args[0] ?? ''}`.trim(), code);
 }
 
 /**

@@ -2,12 +2,13 @@
 // both; on Debian 12 the packages from the backports suite are unpacked beside the installed ones, under
 // .cache/qemu10/. Nothing is installed and the system's apt sources are not touched.
 //
-// What tests use of it: .cache/qemu10/qemu-system-x86_64, a wrapper that can be given as SHADOWVM_QEMU, and
-// .cache/qemu10/env.json with the paths that the wrapper sets.
+// What tests use of it is .cache/qemu10/env.json: the version, and under `environment` the variables with which ShadowVM
+// runs on it. There is no wrapper script to put in QEMU's place: the library that ShadowVM preloads into QEMU would be
+// preloaded into the wrapper's shell, and do its work there.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { exitCode, failure, run, SetupError } from './process.mjs';
+import { failure, run, SetupError } from './process.mjs';
 
 const DEBIAN_KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg';
 const LIBRARY_PATH = 'usr/lib/x86_64-linux-gnu';
@@ -55,19 +56,17 @@ export function backportsSource(mirror, codename, keyring) {
 }
 
 /**
- * Starts QEMU by exec and leaves the environment as it is otherwise: ShadowVM preloads a library into QEMU, and watches
- * and kills it by the process id that it started. Only shell built-ins, because each program started from here would get
- * that library too.
- * @param {boolean} hasLibraries
+ * @param {string} root where the packages are unpacked
+ * @param {boolean} hasLibraries whether there are libraries among them
+ * @returns {Record<string, string>}
  */
-export function wrapperScript(hasLibraries) {
-  const lines = ['#!/bin/sh', `here=\${0%/*}/root`, `export QEMU_MODULE_DIR="$here/${MODULE_PATH}"`];
-  if (hasLibraries) {
-    lines.push(`export LD_LIBRARY_PATH="$here/${LIBRARY_PATH}\${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"`);
-  }
-  const data = DATA_PATHS.map((path) => `-L "$here/${path}"`).join(' ');
-  lines.push(`exec "$here/usr/bin/qemu-system-x86_64" ${data} "$@"`);
-  return `${lines.join('\n')}\n`;
+export function environmentOf(root, hasLibraries) {
+  return {
+    SHADOWVM_QEMU: join(root, 'usr/bin/qemu-system-x86_64'),
+    SHADOWVM_QEMU_DATA: DATA_PATHS.map((path) => join(root, path)).join(':'),
+    QEMU_MODULE_DIR: join(root, MODULE_PATH),
+    ...(hasLibraries ? { LD_LIBRARY_PATH: join(root, LIBRARY_PATH) } : {}),
+  };
 }
 
 /**
@@ -102,6 +101,8 @@ export async function unpackQemu10(log, folder, codename) {
     // apt's own user cannot read.
     'Debug::NoLocking=1',
     'APT::Sandbox::User=root',
+    // An update that found nothing is otherwise a success with warnings.
+    'APT::Update::Error-Mode=any',
     'Acquire::Retries=1',
     'Acquire::http::Timeout=20',
     'Acquire::https::Timeout=20',
@@ -117,20 +118,9 @@ export async function unpackQemu10(log, folder, codename) {
 
   const libraries = join(work, 'root', LIBRARY_PATH);
   const hasLibraries = existsSync(libraries) && readdirSync(libraries).some((name) => /\.so(\.|$)/.test(name));
-  const wrapper = join(work, 'qemu-system-x86_64');
-  writeFileSync(wrapper, wrapperScript(hasLibraries), { mode: 0o755 });
-  const version = await tryQemu(log, wrapper);
-
-  const root = join(folder, 'root');
-  const environment = {
-    version,
-    qemuPath: join(root, 'usr/bin/qemu-system-x86_64'),
-    dataDirs: DATA_PATHS.map((path) => join(root, path)),
-    moduleDir: join(root, MODULE_PATH),
-    libraryPath: hasLibraries ? join(root, LIBRARY_PATH) : null,
-    wrapper: join(folder, 'qemu-system-x86_64'),
-  };
-  writeFileSync(join(work, 'env.json'), `${JSON.stringify(environment, null, 2)}\n`);
+  const version = await tryQemu(log, environmentOf(join(work, 'root'), hasLibraries));
+  const environment = environmentOf(join(folder, 'root'), hasLibraries);
+  writeFileSync(join(work, 'env.json'), `${JSON.stringify({ version, environment }, null, 2)}\n`);
   for (const path of ['lists', 'cache']) rmSync(join(work, path), { recursive: true });
   renameSync(work, folder);
   return version;
@@ -140,16 +130,22 @@ export async function unpackQemu10(log, folder, codename) {
  * Starts a micro-VM that has no kernel, and lets its monitor end it: this needs the libraries, the firmware and the
  * machine type, which is all that can be wrong.
  * @param {string} log
- * @param {string} wrapper
+ * @param {Record<string, string>} environment
  * @returns {Promise<string>}
  */
-async function tryQemu(log, wrapper) {
-  const text = spawnSync(wrapper, ['--version'], { encoding: 'utf8' }).stdout ?? '';
+async function tryQemu(log, environment) {
+  const qemu = /** @type {string} */ (environment.SHADOWVM_QEMU);
+  const text =
+    spawnSync(qemu, ['--version'], { encoding: 'utf8', env: { ...process.env, ...environment } }).stdout ?? '';
   const version = /version (\S+)/.exec(text)?.[1];
-  if (version === undefined || (qemuMajor(text) ?? 0) < 10) throw failure(log, `${wrapper} --version`, 1);
+  if (version === undefined || (qemuMajor(text) ?? 0) < 10) throw failure(log, `${qemu} --version`, 1);
+  const data = (environment.SHADOWVM_QEMU_DATA ?? '').split(':').flatMap((path) => ['-L', path]);
   const machine = ['-M', 'microvm', '-accel', 'tcg', '-m', '32', '-nodefaults', '-display', 'none', '-S'];
-  const script = `printf 'quit\\n' | timeout 30 "$0" ${machine.join(' ')} -monitor stdio`;
-  const code = await exitCode(log, 'sh', ['-c', script, wrapper]);
-  if (code !== 0) throw failure(log, `${wrapper} -M microvm`, code);
+  // Its arguments are the shell's: no name has to be quoted.
+  const script = 'printf "quit\\n" | timeout 30 "$@" -monitor stdio';
+  await run(log, 'sh', ['-c', script, 'sh', qemu, ...data, ...machine], {
+    env: environment,
+    name: `${qemu} -M microvm`,
+  });
   return version;
 }
