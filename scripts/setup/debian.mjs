@@ -13,7 +13,8 @@ export const PACKAGES = [
   'libxxhash-dev', // page checksums
   'libzstd-dev', // the shadow image's compression, linked statically
   'xz-utils', // kernel modules in Debian's kernel package
-  'zstd',
+  'zstd', // the same, in newer ones
+  'lz4', // the guest's initramfs
   'e2fsprogs', // disk images, filled without a mount
 ];
 
