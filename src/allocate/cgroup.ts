@@ -13,7 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ShadowVmError } from '../errors.js';
 import { type CgroupMount, folderOf, parseCgroupMounts, parseOwnCgroup } from './cgroup-mounts.js';
 
-export interface CgroupLimits {
+interface CgroupLimits {
   /** Percent of one core: 250 is two and a half. At least 1; null: unlimited; left out: as it is. */
   cpuPercent?: number | null | undefined;
   /** At least 1 MiB; null: unlimited; left out: as it is. */
@@ -22,7 +22,7 @@ export interface CgroupLimits {
   cpuWeight?: number | undefined;
 }
 
-export interface CgroupUsage {
+interface CgroupUsage {
   /** CPU time of all processes that ever were in it. (Exact for 104 days of CPU, within 2 ns for 104 more.) */
   cpuNs: number;
   /** Time that its threads were ready but held back by the CPU limit. */
@@ -38,6 +38,9 @@ export interface CgroupDriver {
   /** Moves a whole process. Memory it has already touched stays charged to where it was. @throws CGROUP_FAILED */
   addProcess(name: string, pid: number): void;
   /**
+   * A few microseconds per limit, with one exception: when the only limited cgroup of the whole host becomes unlimited
+   * (null), or the first one limited, the kernel rewrites its own code on all CPUs, which takes up to milliseconds. In a
+   * failover, raise `cpuPercent` to something high instead.
    * @throws CGROUP_FAILED, also when a memory limit is below what is in use and can not be reclaimed (cgroup v2 alone
    * would kill a process of the group), INVALID_ARGUMENT
    */
@@ -61,7 +64,7 @@ export interface CgroupSources {
   ownCgroup: string;
 }
 
-export const CPU_PERIOD_US = 100_000;
+const CPU_PERIOD_US = 100_000;
 /** The kernel's own minimum of a quota: 1 % at our period. */
 const CPU_PERCENT_MIN = 1;
 const CPU_PERCENT_MAX = 100 * 4096;
@@ -244,7 +247,10 @@ class TreeDriver implements CgroupDriver {
     // Page cache can be dropped; guest RAM is shared memory, which `file` counts but only swap could take.
     const reclaimableBytes = (stat.get('file') ?? 0) - (stat.get('shmem') ?? 0);
     if (usedBytes - reclaimableBytes > limitBytes)
-      throw new Error(`${usedBytes - reclaimableBytes} bytes are in use that can not be reclaimed`);
+      // The code that v1's kernel gives for the same.
+      throw Object.assign(new Error(`${usedBytes - reclaimableBytes} bytes are in use that can not be reclaimed`), {
+        code: 'EBUSY',
+      });
   }
 
   usage(name: string): CgroupUsage {

@@ -14,7 +14,7 @@ import { tapsPermitted } from '../network/network.js';
 import { findQemu, formatQemuVersion, hostTscKhz, probeKvm, probeTracking, type Qemu } from '../qemu/probe.js';
 
 /** fail: VMs can not run. warn: they run, with less protection, speed or comfort than they could. */
-export type FindingStatus = 'ok' | 'warn' | 'fail';
+type FindingStatus = 'ok' | 'warn' | 'fail';
 
 export interface Finding {
   /** Stable: "node", "root", "qemu", "kvm", "tracking", "cgroups", "network", "memory", "disk", "images", ... */

@@ -52,7 +52,7 @@ const REMEDIES: Record<string, string> = {
 };
 
 /** @returns NOT_ROOT where rights are missing, else NETWORK_FAILED; a ShadowVmError is passed through */
-export function networkError(attempted: string, subject: string, error: unknown): ShadowVmError {
+function networkError(attempted: string, subject: string, error: unknown): ShadowVmError {
   if (error instanceof ShadowVmError) return error;
   const code = errnoOf(error);
   const reason = error instanceof Error ? error.message : String(error);

@@ -27,8 +27,8 @@ import {
 } from './address.js';
 import { attempt, attemptUnlessGone, errnoOf, type InterfaceCounters, nativeNetwork } from './native.js';
 
-export const BRIDGE_NAME_DEFAULT = 'shadowvm0';
-export const SUBNET_DEFAULT = '10.213.0.0/24';
+const BRIDGE_NAME_DEFAULT = 'shadowvm0';
+const SUBNET_DEFAULT = '10.213.0.0/24';
 
 export interface NetworkOptions {
   /** Of the manager that owns the interfaces: stateTag(stateDir). */

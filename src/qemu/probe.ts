@@ -12,7 +12,7 @@ import type { QemuVersion } from './argv.js';
 
 export const QEMU_BINARY = 'qemu-system-x86_64';
 /** Bookworm's. Older ones lack what the device state and the disk deltas are taken with. */
-export const QEMU_VERSION_MIN = { major: 7, minor: 2 } as const;
+const QEMU_VERSION_MIN = { major: 7, minor: 2 } as const;
 
 // ---- QEMU ----
 
