@@ -21,6 +21,7 @@ export interface NativeNetwork {
   deleteTap(name: string): void;
   addToBridge(bridge: string, name: string): void;
   removeFromBridge(bridge: string, name: string): void;
+  setPortForwarding(name: string, forwarding: boolean): boolean;
   interfaceExists(name: string): boolean;
   listInterfaces(prefix: string): string[];
   counters(name: string): InterfaceCounters;
