@@ -5,6 +5,8 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include <algorithm>
+
 #include "addon.h"
 
 // Staging memory kept between epochs, so that a pause does not pay for page faults; the rest goes back to the host.
@@ -55,6 +57,7 @@ CommitStats EpochBuffer::Sync(SharedMemory& target) {
   std::fill(pending_.begin(), pending_.end(), false);
   anyPending_ = false;
   ResetStaging();
+  undo_.clear();
   VisitExtents(*source_, [&](size_t from, size_t to, bool hasData) {
     if (!hasData) {
       // Nothing in the primary: nothing in the shadow either, whatever it held before.
@@ -165,11 +168,20 @@ void EpochBuffer::CollectByChecksum(PassStats* stats) {
   anyPending_ = false;
 }
 
-CommitStats EpochBuffer::Commit(SharedMemory& target) {
+CommitStats EpochBuffer::Commit(SharedMemory& target, size_t undoEpochs) {
   if (target.bytes != source_->bytes) throw Failure{"ERR_SIZE", "commit", "shadow and primary differ in RAM size"};
   if (!synced_) throw Failure{"ERR_NOT_SYNCED", "commit", "the shadow has no first copy yet"};
   const int64_t start = NowNs();
   CommitStats stats;
+  // The oldest record's memory serves for the new one: commits would otherwise pay for its page faults each time.
+  Undo undo;
+  while (undo_.size() >= std::max<size_t>(undoEpochs, 1)) {
+    undo = std::move(undo_.front());
+    undo_.pop_front();
+  }
+  undo.pages.clear();
+  undo.hashes.clear();
+  undo.contents.clear();
   for (size_t slot = 0; slot < slotPage_.size(); slot++) {
     const size_t page = slotPage_[slot];
     const uint64_t hash = tracker_ ? Hash(Slot(slot)) : slotHash_[slot];
@@ -177,6 +189,7 @@ CommitStats EpochBuffer::Commit(SharedMemory& target) {
       stats.droppedPages++;
       continue;
     }
+    if (undoEpochs > 0) Save(&undo, target, page);
     if (hash == zeroHash_) {
       PunchHole(target, page);
       stats.zeroPages++;
@@ -186,9 +199,38 @@ CommitStats EpochBuffer::Commit(SharedMemory& target) {
     known_[page] = hash;
     stats.changedPages++;
   }
+  if (undoEpochs > 0) undo_.push_back(std::move(undo));
   ResetStaging();
   stats.ns = NowNs() - start;
   return stats;
+}
+
+void EpochBuffer::Save(Undo* undo, const SharedMemory& target, size_t page) {
+  undo->pages.push_back(static_cast<uint32_t>(page));
+  undo->hashes.push_back(known_[page]);
+  if (known_[page] == zeroHash_) return;
+  const uint8_t* from = target.base + page * kPageBytes;
+  undo->contents.insert(undo->contents.end(), from, from + kPageBytes);
+}
+
+void EpochBuffer::Rewind(SharedMemory& target, size_t epochs) {
+  if (target.bytes != source_->bytes) throw Failure{"ERR_SIZE", "rewind", "shadow and primary differ in RAM size"};
+  if (epochs > undo_.size()) throw Failure{"ERR_NO_UNDO", "rewind", "not so many epochs are kept for rewinding"};
+  for (; epochs > 0; epochs--) {
+    const Undo undo = std::move(undo_.back());
+    undo_.pop_back();
+    const uint8_t* content = undo.contents.data();
+    for (size_t i = 0; i < undo.pages.size(); i++) {
+      const size_t page = undo.pages[i];
+      known_[page] = undo.hashes[i];
+      if (undo.hashes[i] == zeroHash_) {
+        PunchHole(target, page);
+      } else {
+        memcpy(target.base + page * kPageBytes, content, kPageBytes);
+        content += kPageBytes;
+      }
+    }
+  }
 }
 
 void EpochBuffer::Abort() {

@@ -1,6 +1,7 @@
 // One VM's memory epochs: collect what changed, then apply it to the shadow whole or not at all.
 #pragma once
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -43,8 +44,11 @@ class EpochBuffer {
   // found by the next Collect, so the target is consistent from the first commit on.
   CommitStats Sync(SharedMemory& target);
   PassStats Collect();
-  CommitStats Commit(SharedMemory& target);
+  // Keeps what the target held before, for Rewind, of this epoch and of the `undoEpochs - 1` before it.
+  CommitStats Commit(SharedMemory& target, size_t undoEpochs);
   void Abort();
+  // Takes the newest `epochs` commits back. Throws ERR_NO_UNDO, with nothing changed, when not so many are kept.
+  void Rewind(SharedMemory& target, size_t epochs);
   size_t stagedPages() const { return slotPage_.size(); }
 
  private:
@@ -56,6 +60,15 @@ class EpochBuffer {
   uint64_t Hash(const uint8_t* page) const { return hash_(page, key_); }
   void ThrowUnlessAlive() const;
   void ResetStaging();
+
+  // What one commit replaced.
+  struct Undo {
+    std::vector<uint32_t> pages;
+    std::vector<uint64_t> hashes;
+    std::vector<uint8_t> contents;  // kPageBytes for each page that was not all zeros, in order
+  };
+  void Save(Undo* undo, const SharedMemory& target, size_t page);
+  std::deque<Undo> undo_;  // newest last
 
   const std::shared_ptr<SharedMemory> source_;
   const std::shared_ptr<ControlPage> control_;

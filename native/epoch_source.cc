@@ -14,6 +14,7 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value Sync(const Napi::CallbackInfo& info);
   Napi::Value Collect(const Napi::CallbackInfo& info);
   Napi::Value Commit(const Napi::CallbackInfo& info);
+  Napi::Value Rewind(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
   void RequireOpen(Napi::Env env) const;
@@ -21,6 +22,14 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   std::shared_ptr<EpochBuffer> buffer_;
   std::unique_ptr<Worker> worker_;
 };
+
+// A small whole number; bounded, since each of these epochs costs memory.
+static size_t CountArgument(const Napi::CallbackInfo& info, size_t index) {
+  const double count = index < info.Length() && info[index].IsNumber() ? info[index].As<Napi::Number>().DoubleValue() : -1;
+  if (!(count >= 0 && count <= 1024) || count != static_cast<double>(static_cast<size_t>(count)))
+    throw MakeError(info.Env(), "ERR_SIZE", "epochSource", "a number of epochs is a whole number of 0 to 1024");
+  return static_cast<size_t>(count);
+}
 
 static Napi::Object ToObject(Napi::Env env, const CommitStats& stats) {
   Napi::Object result = Napi::Object::New(env);
@@ -35,7 +44,8 @@ void EpochSource::Register(Napi::Env env, Napi::Object exports) {
   exports.Set("EpochSource",
               DefineClass(env, "EpochSource",
                           {InstanceMethod<&EpochSource::Sync>("sync"), InstanceMethod<&EpochSource::Collect>("collect"),
-                           InstanceMethod<&EpochSource::Commit>("commit"), InstanceMethod<&EpochSource::Abort>("abort"),
+                           InstanceMethod<&EpochSource::Commit>("commit"),
+                           InstanceMethod<&EpochSource::Rewind>("rewind"), InstanceMethod<&EpochSource::Abort>("abort"),
                            InstanceMethod<&EpochSource::Close>("close")}));
 }
 
@@ -94,9 +104,19 @@ Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
 
 Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
   RequireOpen(info.Env());
-  return worker_->Run(info.Env(), [buffer = buffer_, target = GuestRam::From(info[0])]() -> Worker::Finish {
-    const CommitStats stats = buffer->Commit(*target);
+  const size_t undoEpochs = CountArgument(info, 1);
+  return worker_->Run(info.Env(), [buffer = buffer_, target = GuestRam::From(info[0]), undoEpochs]() -> Worker::Finish {
+    const CommitStats stats = buffer->Commit(*target, undoEpochs);
     return [stats](Napi::Env env) { return ToObject(env, stats); };
+  });
+}
+
+Napi::Value EpochSource::Rewind(const Napi::CallbackInfo& info) {
+  RequireOpen(info.Env());
+  const size_t epochs = CountArgument(info, 1);
+  return worker_->Run(info.Env(), [buffer = buffer_, target = GuestRam::From(info[0]), epochs]() -> Worker::Finish {
+    buffer->Rewind(*target, epochs);
+    return [](Napi::Env env) { return env.Undefined(); };
   });
 }
 

@@ -12,7 +12,6 @@ import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../vm
 import { ConsoleStream } from './console.js';
 import { Host, type HostOptions } from './host.js';
 import type { ManagerPort } from './port.js';
-import type { VmRecord } from './state-dir.js';
 import { ManagedVm } from './vm.js';
 
 /** How long guests may take to shut down when the manager ends. */
@@ -172,7 +171,7 @@ export class Manager implements ManagerPort {
     return new ConsoleStream(() => vm.consolePath());
   }
 
-  async injectFault(name: string, fault: 'kill' | 'hang' | 'panic'): Promise<{ atNs: string }> {
+  injectFault(name: string, fault: 'kill' | 'hang' | 'panic'): Promise<{ atNs: string }> {
     return this.get(name, 'inject a fault').injectFault(fault);
   }
 

@@ -1,5 +1,6 @@
 /** Decides when a VM gets a shadow, and makes it anew when it is lost. */
 
+import { monotonicMs } from '../clock.js';
 import type { Usage } from '../monitor/thresholds.js';
 import { stepTriggers, type TriggerStates } from '../monitor/thresholds.js';
 import type { Shadow } from '../shadow/shadow.js';
@@ -80,7 +81,7 @@ export class ShadowKeeper {
 
   /** The shadow failed: it goes, and another is made after a while, without the primary noticing. */
   async replace(): Promise<void> {
-    const soundMs = performance.now() - this.madeAtMs;
+    const soundMs = monotonicMs() - this.madeAtMs;
     this.failures = soundMs > SOUND_AFTER_MS ? 1 : this.failures + 1;
     await this.drop();
     if (this.wantedBecause === null || this.suspended) return;
@@ -96,7 +97,7 @@ export class ShadowKeeper {
 
   private make(because: string): void {
     clearTimeout(this.timer);
-    this.madeAtMs = performance.now();
+    this.madeAtMs = monotonicMs();
     this.shadow = this.options.make(because);
   }
 

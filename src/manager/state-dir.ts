@@ -14,6 +14,7 @@
 import {
   chmodSync,
   closeSync,
+  existsSync,
   ftruncateSync,
   mkdirSync,
   readdirSync,
@@ -131,7 +132,7 @@ export class StateDir implements StateLayout {
         remedy: 'Choose a shorter one with --state or SHADOWVM_STATE',
       });
     try {
-      mkdirSync(layout.root, { recursive: true, mode: 0o700 });
+      makeDir(layout.root);
       makePrivate(layout.root);
       const lockFd = takeLock(layout.lockPath);
       try {
@@ -349,6 +350,18 @@ function takeLock(lockPath: string): number {
   ftruncateSync(fd);
   writeSync(fd, `${process.pid}\n`, 0);
   return fd;
+}
+
+/** Not mkdir's own `recursive`: below /proc, where a parent exists and takes no directory, Node tries that for ever. */
+function makeDir(path: string): void {
+  try {
+    mkdirSync(path, { mode: 0o700 });
+  } catch (error) {
+    if (errnoOf(error) === 'EEXIST' && statSync(path).isDirectory()) return;
+    if (errnoOf(error) !== 'ENOENT' || existsSync(dirname(path))) throw error;
+    makeDir(dirname(path));
+    mkdirSync(path, { mode: 0o700 });
+  }
 }
 
 /** Mode 0700: whoever reaches the API socket commands the VMs. A directory that holds other things is left as it is. */

@@ -1,5 +1,7 @@
 /** One VM: its primary, its shadow, and what happens between them. The effects of the switchover are carried out here. */
+
 import fs from 'node:fs';
+import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
 import type { Image } from '../image/store.js';
 import type { Usage } from '../monitor/thresholds.js';
@@ -28,12 +30,17 @@ const LOAD_TIMEOUT_MS = 10_000;
 const WAITING_CPU_PERCENT = 1;
 const WAITING_MEMORY_BYTES = 192 * 1024 * 1024;
 
+/** Longer than a guest takes from the order to panic to its reset. */
+const DRILL_HOLD_MS = 1000;
+
 /** The two QEMUs of a VM differ in their tap and their names; at each promotion they change roles. */
 type Side = 'p' | 's';
 const other = (side: Side): Side => (side === 'p' ? 's' : 'p');
 
 interface PromotionTimes {
   reason: string;
+  /** The guest's own doing: the newest epochs may show it dead already. */
+  guestAtFault: boolean;
   decidedAtNs: bigint;
   fencedAtNs: bigint;
   resumedAtNs: bigint;
@@ -61,7 +68,8 @@ export class ManagedVm {
   private launches = 0;
   private readonly processes = new Map<Side, { pid: number; startTicks: number }>();
   private readonly taps = new Set<string>();
-  private readonly groups = new Set<string>();
+  /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
+  private readonly groups = new Map<Side, string>();
 
   constructor(
     private readonly host: Host,
@@ -116,14 +124,14 @@ export class ManagedVm {
       await this.save();
       this.event('info', 'vm.starting', `starting with ${spec.ramBytes / 2 ** 20} MiB on ${this.accelerator}`, {});
       progress({ message: `starting QEMU (${this.accelerator})` });
-      const startedMs = performance.now();
+      const startedMs = monotonicMs();
       const primary = await this.launch('p', false);
       this.primary = primary;
       this.connect('p');
       this.state = 'booting';
       progress({ message: 'the guest boots' });
       await this.firstBeat(primary);
-      this.bootMs = performance.now() - startedMs;
+      this.bootMs = monotonicMs() - startedMs;
       this.state = 'running';
       await this.save();
       this.event('info', 'vm.running', `booted in ${Math.round(this.bootMs)} ms`, { bootMs: this.bootMs });
@@ -197,8 +205,13 @@ export class ManagedVm {
     return this.lastPromotion as PromotionView;
   }
 
-  injectFault(fault: 'kill' | 'hang' | 'panic'): { atNs: string } {
-    const primary = this.requireRunning('inject a fault');
+  async injectFault(fault: 'kill' | 'hang' | 'panic'): Promise<{ atNs: string }> {
+    let primary = this.requireRunning('inject a fault');
+    // The order to panic travels through the guest's memory: an epoch that holds it would panic again when promoted.
+    if (fault === 'panic') {
+      await this.keeper.shadow?.hold(DRILL_HOLD_MS);
+      primary = this.requireRunning('inject a fault');
+    }
     const atNs = process.hrtime.bigint().toString();
     this.event('warn', 'fault.injected', `drill: ${fault}`, { fault });
     if (fault === 'kill') primary.kill();
@@ -270,14 +283,14 @@ export class ManagedVm {
     const { host, spec, image } = this;
     if (image === null) throw new Error('a VM that has ended can not be started');
     const { stateDir } = host.options;
-    const role = incoming ? 'shadow' : 'primary';
-    const group = this.group(side);
+    const tag = `${spec.name}_${++this.launches}`;
     if (this.network !== null) {
       this.network.prepareTap(this.tap(side), host.uidFor(this.slot ?? 0) ?? 0);
       this.taps.add(this.tap(side));
     }
-    host.cgroups?.create(group);
-    this.groups.add(group);
+    await this.removeGroup(side);
+    host.cgroups?.create(tag);
+    this.groups.set(side, tag);
     const qemu = await QemuProcess.launch({
       qemuPath: host.qemu.path,
       dataDirs: host.qemu.dataDirs,
@@ -291,14 +304,14 @@ export class ManagedVm {
       uid: host.uidFor(this.slot ?? 0),
       incoming,
       runDir: stateDir.runDir,
-      tag: `${spec.name}.${++this.launches}`,
+      tag,
       consoleLogPath: stateDir.consoleLogPath(spec.name),
       qemuLogPath: stateDir.qemuLogPath(spec.name),
       onSpawn: (pid) => {
-        host.cgroups?.addProcess(group, pid);
+        host.cgroups?.addProcess(tag, pid);
         this.processes.set(side, { pid, startTicks: startTicks(pid) });
         // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
-        this.save().catch((error: unknown) => host.options.log.error({ err: error, vm: spec.name, role }, 'vm record'));
+        this.save().catch((error: unknown) => this.logError(error, 'saving the record'));
       },
     });
     return qemu;
@@ -410,7 +423,9 @@ export class ManagedVm {
 
   /** The only resources of the two sides that differ; null: the primary's, without limit. */
   private limitSide(side: Side, cpuPercent: number | null): void {
-    this.host.cgroups?.setLimits(this.group(side), {
+    const group = this.groups.get(side);
+    if (group === undefined) return;
+    this.host.cgroups?.setLimits(group, {
       cpuPercent,
       memoryBytes: cpuPercent === null ? null : WAITING_MEMORY_BYTES,
     });
@@ -421,16 +436,16 @@ export class ManagedVm {
   private primaryDied(death: Death): void {
     const reason = `${death.cause}: ${death.evidence}`;
     this.event('error', 'failure.detected', reason, { cause: death.cause }, death.decidedAtNs);
-    this.beginPromotion(reason, death.decidedAtNs);
+    this.beginPromotion(reason, death.decidedAtNs, death.cause === 'guest-reset' || death.cause === 'guest-hung');
     this.switchover.dispatch({ type: 'primary-died', reason });
   }
 
-  private beginPromotion(reason: string, decidedAtNs: bigint): void {
-    this.promotion ??= { reason, decidedAtNs, fencedAtNs: 0n, resumedAtNs: 0n, from: null };
+  private beginPromotion(reason: string, decidedAtNs: bigint, guestAtFault: boolean): void {
+    this.promotion ??= { reason, guestAtFault, decidedAtNs, fencedAtNs: 0n, resumedAtNs: 0n, from: null };
   }
 
   private async handOver(): Promise<void> {
-    this.beginPromotion('by hand', process.hrtime.bigint());
+    this.beginPromotion('by hand', process.hrtime.bigint(), false);
     await this.keeper.shadow?.handOver();
   }
 
@@ -446,6 +461,13 @@ export class ManagedVm {
     const shadow = this.keeper.shadow;
     await shadow?.halt();
     const promotion = this.promotion as PromotionTimes;
+    if (promotion.guestAtFault) {
+      const epochs = (await shadow?.rewindToConfirmed()) ?? 0;
+      if (epochs > 0)
+        this.event('info', 'promotion.rewound', `${epochs} epochs were cut after the last heartbeat and are left out`, {
+          epochs,
+        });
+    }
     promotion.from = shadow?.committed ?? null;
     promotion.fencedAtNs = process.hrtime.bigint();
   }
@@ -524,9 +546,10 @@ export class ManagedVm {
       await shadow.release();
       await old.dispose();
       this.processes.delete(oldSide);
+      await this.removeGroup(oldSide);
       if (this.state === 'running' && !this.switchover.underWay) this.keeper.resume();
     } catch (error) {
-      this.host.options.log.error({ err: error, vm: this.spec.name }, 'after the promotion');
+      this.logError(error, 'after the promotion');
     }
   }
 
@@ -564,7 +587,7 @@ export class ManagedVm {
     this.state = 'stopping';
     await this.release();
     this.state = state;
-    await this.save().catch((error: unknown) => this.host.options.log.error({ err: error }, 'vm record'));
+    await this.save().catch((error: unknown) => this.logError(error, 'saving the record'));
     this.event(state === 'failed' ? 'error' : 'info', `vm.${state}`, why, {});
   }
 
@@ -578,8 +601,8 @@ export class ManagedVm {
     this.processes.clear();
     for (const tap of this.taps) this.network?.deleteTap(tap);
     this.taps.clear();
-    for (const group of this.groups) await this.host.cgroups?.remove(group);
-    this.groups.clear();
+    await this.removeGroup('p');
+    await this.removeGroup('s');
     if (this.slot !== null) this.host.freeSlot(this.slot);
     this.slot = null;
   }
@@ -589,7 +612,7 @@ export class ManagedVm {
   private sampleUsage(): void {
     const { primary } = this;
     if (primary === null || this.state !== 'running') return;
-    const nowMs = performance.now();
+    const nowMs = monotonicMs();
     const next = readCounters(primary.pid, this.networkBytes(), primary.agent.last, nowMs);
     const usage = this.counters === null || next === null ? null : usageBetween(this.counters, next, this.spec.vcpus);
     this.counters = next;
@@ -608,8 +631,16 @@ export class ManagedVm {
     return tapName(this.host.tag, this.slot ?? 0, side);
   }
 
-  private group(side: Side): string {
-    return `${this.spec.name}-${side}`;
+  /** The group of a process that has ended, or never lived. One that can not go now is swept when the manager ends. */
+  private async removeGroup(side: Side): Promise<void> {
+    const group = this.groups.get(side);
+    this.groups.delete(side);
+    if (group === undefined) return;
+    await this.host.cgroups?.remove(group).catch((error: unknown) => this.logError(error, 'removing a cgroup'));
+  }
+
+  private logError(error: unknown, doing: string): void {
+    this.host.options.log.error({ err: error, vm: this.spec.name }, doing);
   }
 
   private record(generation: number): VmRecord {
@@ -621,7 +652,7 @@ export class ManagedVm {
       state: this.state,
       process: [...this.processes.values()].map((p, i) => ({ ...p, role: i === 0 ? 'primary' : 'shadow' })),
       taps: [...this.taps],
-      cgroups: [...this.groups],
+      cgroups: [...this.groups.values()],
       bridge: this.network?.bridge ?? null,
     };
   }

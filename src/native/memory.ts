@@ -65,7 +65,10 @@ export interface EpochSource {
   /** First full copy, while the guest runs. The target is consistent only after the next commit. */
   sync(target: GuestRam): Promise<CommitResult>;
   collect(): Promise<CollectResult>;
-  commit(target: GuestRam): Promise<CommitResult>;
+  /** @param undoEpochs how many of the newest commits, this one included, rewind() can take back; 0 to 1024 */
+  commit(target: GuestRam, undoEpochs: number): Promise<CommitResult>;
+  /** Takes the newest `epochs` commits back. Rejects with ERR_NO_UNDO, nothing changed, when not so many are kept. */
+  rewind(target: GuestRam, epochs: number): Promise<void>;
   /** Forgets what was staged; the next epoch collects it again. */
   abort(): Promise<void>;
   close(): void;

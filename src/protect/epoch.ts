@@ -6,6 +6,7 @@
  *                │ cont
  *   guest runs   │ checksums, apply to the shadow        (the epoch is whole from here on)
  */
+import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import type { EpochSource } from '../native/memory.js';
@@ -49,7 +50,7 @@ export async function cutEpoch(primary: QemuProcess, source: EpochSource, keepSt
     const first = await collect();
     if (first.copiedPages > SECOND_PASS_PAGES) await collect();
 
-    const pausedAtMs = performance.now();
+    const pausedAtMs = monotonicMs();
     // Pipelined: QEMU begins to save as soon as it has stopped, while we hear of the stop and collect.
     const stopped = primary.qmp.execute('stop', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
     const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
@@ -67,7 +68,7 @@ export async function cutEpoch(primary: QemuProcess, source: EpochSource, keepSt
     }
     await saved;
     await running;
-    const pauseMs = performance.now() - pausedAtMs;
+    const pauseMs = monotonicMs() - pausedAtMs;
     return { cutAtNs, deviceState: primary.readDevices(), pauseMs, scannedPages, copiedPages, workMs };
   } catch (error) {
     await source.abort().catch(() => {}); // ERR_CLOSED at the most: then nothing is left to abort

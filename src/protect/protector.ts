@@ -1,4 +1,5 @@
 /** Keeps one shadow close behind one primary: the first copy, then epoch after epoch, paced. */
+import { monotonicMs } from '../clock.js';
 import { EpochSource, type GuestRam } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { PacingLimits } from '../vm/spec.js';
@@ -39,6 +40,12 @@ const ABORTS_IN_A_ROW_MAX = 8;
 /** What a pass costs the event loop and QEMU's monitor, on top of the native work; measured. */
 const EPOCH_OVERHEAD_CPU_MS = 1.5;
 const PAGE_BYTES = 4096;
+/**
+ * Epochs that may be cut while no heartbeat comes, and be taken back: a guest that hangs or panics is otherwise copied
+ * in that state, and its shadow would wake up as dead as it is.
+ */
+const UNCONFIRMED_MAX = 2;
+const CONFIRMATION_POLL_MS = 10;
 
 export class Protector {
   private readonly source: EpochSource;
@@ -53,13 +60,16 @@ export class Protector {
   private abortsInARow = 0;
   private intervalMs = 0;
   private stopping = false;
+  private epochUnderWay = false;
   private wake: (() => void) | undefined;
   private loop: Promise<void> | undefined;
   /** Since when the guest stands still for an epoch, CLOCK_MONOTONIC ms; null while it runs. */
   pausedSinceMs: number | null = null;
   /** All the time it stood still. */
   pausedTotalMs = 0;
-  committed: CommittedEpoch | null = null;
+  /** The epochs that a promotion can start from, newest last: at most UNCONFIRMED_MAX older ones can be gone back to. */
+  private history: CommittedEpoch[] = [];
+  private heldUntilMs = 0;
 
   /** @throws a native failure (ERR_NOT_TRACKED) when `tracking` is not possible on this primary */
   constructor(
@@ -91,7 +101,7 @@ export class Protector {
   /** After halt(): a last epoch whose guest stays stopped, for a switchover that loses nothing. */
   async handOver(): Promise<void> {
     await this.halt();
-    const work = cutEpoch(this.primary, this.source, true).then((cut) => this.commit(cut, performance.now()));
+    const work = cutEpoch(this.primary, this.source, true).then((cut) => this.commit(cut, monotonicMs()));
     // A primary that dies under our hands calls for a halt() in the middle of this: it must wait for the commit.
     this.loop = work.catch(() => {});
     await work;
@@ -100,6 +110,34 @@ export class Protector {
   async close(): Promise<void> {
     await this.halt();
     this.source.close();
+  }
+
+  get committed(): CommittedEpoch | null {
+    return this.history.at(-1) ?? null;
+  }
+
+  /**
+   * After halt(): takes back the epochs that were cut after the guest's last heartbeat. Resolves with their number; the
+   * newest one that is left shows the guest as it still lived.
+   */
+  async rewindToConfirmed(): Promise<number> {
+    const count = Math.min(this.unconfirmed(), this.history.length - 1);
+    if (count <= 0) return 0;
+    await this.source.rewind(this.shadowRam, count);
+    this.history = this.history.slice(0, -count);
+    return count;
+  }
+
+  /** Cuts no epoch for a while, and waits for the one under way. */
+  async hold(ms: number): Promise<void> {
+    this.heldUntilMs = monotonicMs() + ms;
+    while (this.epochUnderWay && !this.stopping) await this.sleepFor(1);
+  }
+
+  /** How many epochs, counted from the newest, no heartbeat has come after. */
+  private unconfirmed(): number {
+    const lastBeatNs = this.primary.agent.last?.atNs ?? 0n;
+    return this.history.filter(({ cutAtNs }) => cutAtNs >= lastBeatNs).length;
   }
 
   /** Age of the newest committed epoch. */
@@ -131,7 +169,12 @@ export class Protector {
       }
     }
     while (!this.stopping) {
-      const startedMs = performance.now();
+      if (this.unconfirmed() >= UNCONFIRMED_MAX || monotonicMs() < this.heldUntilMs) {
+        await this.sleep(CONFIRMATION_POLL_MS);
+        continue;
+      }
+      const startedMs = monotonicMs();
+      this.epochUnderWay = true;
       try {
         this.pausedSinceMs = startedMs;
         const cut = await cutEpoch(this.primary, this.source);
@@ -148,6 +191,8 @@ export class Protector {
         if (endsProtection(error)) return; // the detector's business
         if (needsResync(error) || this.abortsInARow >= ABORTS_IN_A_ROW_MAX) return this.events.lost(error);
         this.events.aborted(error);
+      } finally {
+        this.epochUnderWay = false;
       }
       // After an abort at least the usual pause's worth of running time, doubling.
       const backoffMs = this.abortsInARow === 0 ? 0 : 50 * 2 ** Math.min(this.abortsInARow, 6);
@@ -158,10 +203,11 @@ export class Protector {
 
   private async commit(cut: CutEpoch, startedMs: number): Promise<void> {
     const lagMs = this.lagMs();
-    const result = await this.source.commit(this.shadowRam);
+    const result = await this.source.commit(this.shadowRam, UNCONFIRMED_MAX);
     // Whole from here on: pages applied, device state of the same cut.
     const previous = this.committed;
-    this.committed = { epoch: (previous?.epoch ?? 0) + 1, cutAtNs: cut.cutAtNs, deviceState: cut.deviceState };
+    const committed = { epoch: (previous?.epoch ?? 0) + 1, cutAtNs: cut.cutAtNs, deviceState: cut.deviceState };
+    this.history = [...this.history.slice(-UNCONFIRMED_MAX), committed];
 
     this.pauses.add(cut.pauseMs);
     if (lagMs !== null) this.lags.add(lagMs + result.ms);
@@ -170,7 +216,7 @@ export class Protector {
     this.pagesChanged += result.changedPages;
     this.pagesDropped += result.droppedPages;
     if (previous === null) return; // the first epoch carries what changed during the copy: no measure for others
-    const epochMs = performance.now() - startedMs;
+    const epochMs = monotonicMs() - startedMs;
     const sinceLastCutMs = Number(cut.cutAtNs - previous.cutAtNs) / 1e6;
     this.cost = smoothCost(this.cost, {
       pauseMs: cut.pauseMs,
@@ -180,6 +226,11 @@ export class Protector {
     });
   }
 
+  private sleepFor(ms: number): Promise<void> {
+    return new Promise((resolve) => setTimeout(resolve, ms));
+  }
+
+  /** Ended early by halt(). */
   private sleep(ms: number): Promise<void> {
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, ms);

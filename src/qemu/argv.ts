@@ -77,7 +77,16 @@ export function qemuArgv(shape: QemuShape): string[] {
 }
 
 function kernelArguments(shape: QemuShape): string {
-  const words = ['console=ttyS0', 'quiet', 'panic=-1', `tsc_early_khz=${shape.tscKhz}`, 'random.trust_cpu=on'];
+  // reboot=t: a reset by triple fault needs no firmware. A promoted QEMU has none in its memory, as its RAM came from
+  // the shadow and ROMs are not loaded into a QEMU that waits: every other way to reset would end in empty memory.
+  const words = [
+    'console=ttyS0',
+    'quiet',
+    'panic=-1',
+    'reboot=t',
+    `tsc_early_khz=${shape.tscKhz}`,
+    'random.trust_cpu=on',
+  ];
   // Under emulation there is no speculation to guard against, and crypto self-tests cost a tenth of the boot.
   if (shape.accelerator === 'tcg') words.push('mitigations=off', 'cryptomgr.notests');
   words.push(`shadowvm.host=${shape.spec.name}`);

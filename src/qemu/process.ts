@@ -1,8 +1,10 @@
 /** One QEMU process: started, spoken to, killed. It is a primary's or a shadow's; the difference is `-incoming`. */
+
 import { type ChildProcess, spawn } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Duplex } from 'node:stream';
+import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
 import { NATIVE_BUILD_DIR } from '../native/index.js';
 import { createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
@@ -235,12 +237,12 @@ function incomingOf(child: ChildProcess): Duplex | null {
 }
 
 async function connectWhenUp(socketPath: string, vm: string, timeoutMs: number): Promise<QmpClient> {
-  const until = performance.now() + timeoutMs;
+  const until = monotonicMs() + timeoutMs;
   for (;;) {
     try {
       return await QmpClient.connect(socketPath, vm, timeoutMs);
     } catch (error) {
-      if (performance.now() > until) throw error;
+      if (monotonicMs() > until) throw error;
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
   }

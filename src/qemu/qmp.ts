@@ -1,5 +1,7 @@
 /** A client of QEMU's machine protocol: typed commands, time-outs, events, and peers that are slow, silent or gone. */
+
 import net from 'node:net';
+import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
 
 /** The commands that ShadowVM uses, with their arguments and answers. */
@@ -57,7 +59,7 @@ export class QmpClient {
   readonly closed: Promise<ShadowVmError>;
   private resolveClosed!: (reason: ShadowVmError) => void;
   /** When the peer last said anything, CLOCK_MONOTONIC ms. */
-  lastHeardMs = performance.now();
+  lastHeardMs = monotonicMs();
 
   private constructor(
     private readonly socket: net.Socket,
@@ -195,7 +197,7 @@ export class QmpClient {
   }
 
   private read(chunk: string): void {
-    this.lastHeardMs = performance.now();
+    this.lastHeardMs = monotonicMs();
     this.buffer += chunk;
     for (let end = this.buffer.indexOf('\n'); end >= 0; end = this.buffer.indexOf('\n')) {
       const line = this.buffer.slice(0, end).trim();

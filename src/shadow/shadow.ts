@@ -5,6 +5,7 @@
  *   starting ──▶ syncing ──▶ ready ◀──▶ behind
  *       └───────────┴──────────┴──────────┴──▶ failed      (whoever owns it makes it anew)
  */
+import { monotonicMs } from '../clock.js';
 import { type CommittedEpoch, Protector } from '../protect/protector.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
@@ -34,7 +35,8 @@ export class Shadow {
   private protector: Protector | null = null;
   private health: NodeJS.Timeout | undefined;
   private released = false;
-  private readonly createdAtMs = performance.now();
+  private started: Promise<void> = Promise.resolve();
+  private readonly createdAtMs = monotonicMs();
   private settleReady!: { resolve: () => void; reject: (error: unknown) => void };
   /** Resolves when the first epoch is committed; rejects when the shadow fails before. */
   readonly ready: Promise<void>;
@@ -49,7 +51,7 @@ export class Shadow {
   /** Begins to make a shadow, in the background. */
   static create(options: ShadowOptions): Shadow {
     const shadow = new Shadow(options);
-    shadow.start().catch((error: unknown) => shadow.fail(error));
+    shadow.started = shadow.start().catch((error: unknown) => shadow.fail(error));
     return shadow;
   }
 
@@ -66,13 +68,23 @@ export class Shadow {
   pausedTotalMs(): number {
     if (this.protector === null) return 0;
     const { pausedTotalMs, pausedSinceMs } = this.protector;
-    return pausedTotalMs + (pausedSinceMs === null ? 0 : performance.now() - pausedSinceMs);
+    return pausedTotalMs + (pausedSinceMs === null ? 0 : monotonicMs() - pausedSinceMs);
   }
 
   /** Ends the epochs; the newest whole one stays. See Protector.halt. */
   async halt(): Promise<void> {
     clearInterval(this.health);
     await this.protector?.halt();
+  }
+
+  /** After halt(), for a guest that killed itself: see Protector.rewindToConfirmed. */
+  async rewindToConfirmed(): Promise<number> {
+    return (await this.protector?.rewindToConfirmed()) ?? 0;
+  }
+
+  /** See Protector.hold. */
+  async hold(ms: number): Promise<void> {
+    await this.protector?.hold(ms);
   }
 
   /** A last epoch that leaves the primary's guest stopped. */
@@ -103,6 +115,7 @@ export class Shadow {
     this.released = true;
     clearInterval(this.health);
     this.settleReady.reject(new Error('the shadow was removed'));
+    await this.started; // a QEMU that is still coming up ends as soon as it has
     await this.protector?.close();
     await this.qemu?.dispose();
   }
@@ -142,7 +155,7 @@ export class Shadow {
       ready: () => {
         this.change(
           'ready',
-          `first epoch committed ${Math.round(performance.now() - this.createdAtMs)} ms after its start`,
+          `first epoch committed ${Math.round(monotonicMs() - this.createdAtMs)} ms after its start`,
         );
         this.settleReady.resolve();
       },
@@ -158,7 +171,7 @@ export class Shadow {
     this.health = setInterval(() => {
       const lagMs = this.lagMs();
       if (lagMs === null || (this.state !== 'ready' && this.state !== 'behind')) return;
-      const nowMs = performance.now();
+      const nowMs = monotonicMs();
       const health = assessLag(lagMs, behindSinceMs === null ? 0 : nowMs - behindSinceMs, this.options.spec.pacing);
       if (health === 'ok') behindSinceMs = null;
       else behindSinceMs ??= nowMs;

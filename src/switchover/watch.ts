@@ -1,5 +1,7 @@
 /** Observes one primary, gathers what the detector needs, and calls back once when it is dead. */
+
 import fs from 'node:fs';
+import { monotonicMs } from '../clock.js';
 import type { QemuProcess } from '../qemu/process.js';
 import { DETECTOR_LIMITS, type DeathCause, judge } from './detector.js';
 
@@ -30,7 +32,7 @@ const MEASURE_AFTER_MS = 100;
 export class FailureWatch {
   private readonly timer: NodeJS.Timeout;
   private readonly offEvents: () => void;
-  private lastTickMs = performance.now();
+  private lastTickMs = monotonicMs();
   private lateMs = 0;
   private unannouncedReset = false;
   private monitorEnded = false;
@@ -48,20 +50,22 @@ export class FailureWatch {
   constructor(private readonly options: FailureWatchOptions) {
     const { primary } = options;
     void primary.died.then(() => {
-      this.processDied = true;
-      this.conclude();
+      // What QEMU last said is in our sockets already, and tells whether its guest reset it. One turn of the loop, well
+      // below a millisecond, and it has been read.
+      setImmediate(() => {
+        this.processDied = true;
+        this.conclude();
+      });
     });
     this.offEvents = primary.qmp.onEvent(({ event, data }) => {
       if (event === 'GUEST_PANICKED') this.unannouncedReset = true;
       if (event !== 'SHUTDOWN' || data?.guest !== true) return this.conclude();
-      // With -no-reboot a reset ends QEMU. Whether it was wanted, the agent has said on its own channel, which may be
-      // read after this one: give it a turn of the loop.
-      setImmediate(() => {
-        const { bye } = primary.agent;
-        if (bye === null) this.unannouncedReset = true;
-        else this.endWithShutdown(bye);
-        this.conclude();
-      });
+      // With -no-reboot a reset ends QEMU. Whether it was wanted, the agent has said on its own channel.
+      // It is the agent's announcement that was made first: it has been read by now or was never made.
+      const { bye } = primary.agent;
+      if (bye === null) this.unannouncedReset = true;
+      else this.endWithShutdown(bye);
+      this.conclude();
     });
     void primary.qmp.closed.then(() => {
       // Also what the end of an announced shutdown looks like; its event came first.
@@ -85,7 +89,7 @@ export class FailureWatch {
   }
 
   private tick(): void {
-    const nowMs = performance.now();
+    const nowMs = monotonicMs();
     const lateMs = nowMs - this.lastTickMs - TICK_MS;
     if (lateMs > LATE_TICK_MS) this.lateMs += lateMs;
     this.lastTickMs = nowMs;
@@ -107,7 +111,7 @@ export class FailureWatch {
 
   private conclude(): void {
     if (this.ended) return;
-    const nowMs = performance.now();
+    const nowMs = monotonicMs();
     const { primary } = this.options;
     const silent = this.lastBeatMs !== null && nowMs - this.lastBeatMs >= MEASURE_AFTER_MS;
     // Announced on the other channel, and QEMU was quicker to end than its event to arrive.
