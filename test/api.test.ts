@@ -12,6 +12,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Client } from '../src/api/client.js';
 import { FOLLOWER_QUEUE_MAX } from '../src/api/follower.js';
 import { type ApiLimits, type ApiServer, serveApi } from '../src/api/server.js';
+import { ShadowVmError } from '../src/errors.js';
 import type { Event, Progress } from '../src/vm/view.js';
 import { FakeManager, shadowView, vmView } from './fake-manager.js';
 
@@ -231,6 +232,24 @@ describe('long operations', () => {
     await expect(running).rejects.toMatchObject({ code: 'DAEMON_NOT_RUNNING' });
     await until(() => manager.calls.includes('remove web true'));
     expect(manager.vms.has('web')).toBe(false);
+  });
+
+  test('a VM that can not be ended while it boots is taken back when it has booted', async () => {
+    let goOn = () => {};
+    manager.midway = () => new Promise((resolve) => (goOn = resolve));
+    const removeVm = manager.removeVm.bind(manager);
+    let refusals = 0;
+    manager.removeVm = (name, options) => {
+      if (manager.vms.get(name)?.state !== 'booting') return removeVm(name, options);
+      refusals++;
+      return Promise.reject(new ShadowVmError('VM_BUSY', { attempted: 'remove the VM', reason: 'it boots' }));
+    };
+    const giveUp = new AbortController();
+    const running = client.runVm({ name: 'web' }, { onProgress: () => giveUp.abort(), signal: giveUp.signal });
+    await expect(running).rejects.toMatchObject({ code: 'DAEMON_NOT_RUNNING' });
+    await until(() => refusals === 1);
+    goOn();
+    await until(() => !manager.vms.has('web'));
   });
 
   test('a caller that hangs up does not take back what was there before, or what already runs', async () => {

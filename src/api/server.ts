@@ -201,22 +201,30 @@ class Api implements ApiServer {
   async #runVm(spec: z.output<Routes['runVm']['body']>, hungUp: AbortSignal, progress: OnProgress): Promise<VmView> {
     // A VM of this name that is there already, or comes by an earlier request, is not this caller's to take back.
     const mine = !this.#arriving.has(spec.name) && !this.#manager.listVms().some((vm) => vm.name === spec.name);
-    const takeBack = () => {
-      this.#log.info({ vm: spec.name }, 'the caller hung up before the VM ran; it is taken back');
-      this.#manager.removeVm(spec.name, { force: true }).catch((error: unknown) => {
-        this.#log.warn({ err: error, vm: spec.name }, 'the VM of a caller that hung up could not be taken back');
-      });
-    };
+    const endNow = () => void this.#takeBack(spec.name, 'debug');
     if (mine) {
       this.#arriving.add(spec.name);
-      hungUp.addEventListener('abort', takeBack, { once: true });
+      hungUp.addEventListener('abort', endNow, { once: true });
     }
     try {
-      return await this.#manager.runVm(spec, progress);
+      const view = await this.#manager.runVm(spec, progress);
+      // It came up all the same, where it could not be ended while it booted.
+      if (mine && hungUp.aborted && this.#manager.listVms().some((vm) => vm.name === spec.name))
+        await this.#takeBack(spec.name, 'warn');
+      return view;
     } finally {
       // From here on the VM runs, or never was: a hang-up does not concern it any more.
       if (mine) this.#arriving.delete(spec.name);
-      hungUp.removeEventListener('abort', takeBack);
+      hungUp.removeEventListener('abort', endNow);
+    }
+  }
+
+  async #takeBack(name: string, levelOfFailure: 'debug' | 'warn'): Promise<void> {
+    try {
+      await this.#manager.removeVm(name, { force: true });
+      this.#log.info({ vm: name }, 'the caller hung up before the VM ran; it was taken back');
+    } catch (error) {
+      this.#log[levelOfFailure]({ err: error, vm: name }, 'the VM of a caller that hung up could not be taken back');
     }
   }
 

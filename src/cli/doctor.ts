@@ -1,5 +1,6 @@
 /** `shadowvm doctor`: looks at this host in this process, as it is asked for most when no daemon starts. */
 import type { Command } from 'commander';
+import type { Finding } from '../host/doctor.js';
 import { addVerb } from './session.js';
 import * as show from './table.js';
 
@@ -16,45 +17,31 @@ export function addDoctorVerb(program: Command): void {
     },
     (command) => command.option('--images <dir>', "folder of the images; default: the running daemon's"),
     async (session, _args, options) => {
-      const { examineHost } = await loadDoctor();
+      const { examineHost } = await import('../host/doctor.js');
       const imagesDir = await session.imagesDir(options.images);
       const findings = await session.withProgress((report) => {
         report({ message: 'looking at this host' });
         return examineHost({ imagesDir, stateDir: session.state.root });
       });
       const ok = findings.every((finding) => finding.status !== 'fail');
-      session.result(
-        { ok, findings },
-        show.table(
-          [
-            { title: '', value: (finding) => finding.status },
-            { title: 'WHAT', value: (finding) => finding.name },
-            { title: 'FOUND', value: (finding) => finding.found },
-          ],
-          findings,
-        ) +
-          findings
-            .filter((finding) => finding.remedy !== null)
-            .map((finding) => `\n${finding.name}: ${show.printable(finding.remedy ?? '')}`)
-            .join('') +
-          (findings.some((finding) => finding.remedy !== null) ? '\n' : ''),
-      );
+      session.result({ ok, findings }, findingsText(findings));
       if (!ok) process.exitCode = 1;
     },
   );
 }
 
-interface Finding {
-  name: string;
-  status: 'ok' | 'warn' | 'fail';
-  found: string;
-  remedy: string | null;
-}
-
-// TEMPORARY: a plain import once src/host/doctor.ts is there.
-function loadDoctor(): Promise<{
-  examineHost(options: { imagesDir: string; stateDir: string }): Promise<Finding[]>;
-}> {
-  const module: string = '../host/doctor.js';
-  return import(module);
+/** The table, and below it what to do, where there is something to do: long sentences would tear the table apart. */
+function findingsText(findings: Finding[]): string {
+  const overview = show.table(
+    [
+      { title: '', value: (finding: Finding) => finding.status },
+      { title: 'WHAT', value: (finding) => finding.name },
+      { title: 'FOUND', value: (finding) => finding.found },
+    ],
+    findings,
+  );
+  const remedies = findings
+    .filter((finding) => finding.remedy !== null)
+    .map((finding) => `\n${finding.name}: ${show.printable(finding.remedy!)}\n`);
+  return overview + remedies.join('');
 }

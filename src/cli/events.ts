@@ -63,5 +63,6 @@ export function addEventsVerb(program: Command): void {
 export function eventLine(event: Event): string {
   const seq = String(event.seq).padStart(5);
   const level = event.level.padEnd(5);
-  return `${seq}  ${show.time(event.at, 3)}  ${level}  ${event.type.padEnd(18)}  ${show.printable(event.message)}\n`;
+  const vm = (event.vm ?? show.NONE).padEnd(8);
+  return `${seq}  ${show.time(event.at, 3)}  ${level}  ${event.type.padEnd(18)}  ${vm}  ${show.printable(event.message)}\n`;
 }

@@ -48,7 +48,7 @@ export function ms(value: number | null | undefined): string {
   if (value < 9.95) return `${value.toFixed(1)} ms`;
   if (value < 999.5) return `${Math.round(value)} ms`;
   if (value < 59_950) return `${(value / 1000).toFixed(1)} s`;
-  if (value < 3_600_000) return `${Math.floor(value / 60_000)} min`;
+  if (value < 3_600_000) return `${Math.max(1, Math.floor(value / 60_000))} min`;
   if (value < 48 * 3_600_000) return `${Math.floor(value / 3_600_000)} h`;
   return `${Math.floor(value / 86_400_000)} d`;
 }

@@ -1,0 +1,437 @@
+/**
+ * The command line as users have it: the built bin/shadowvm in a process of its own. What it says to a daemon goes to the
+ * real API server with a manager without VMs; the daemon verb is the real one. VMs are in the end-to-end tests.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { pino } from 'pino';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { Client } from '../src/api/client.js';
+import { type ApiServer, serveApi } from '../src/api/server.js';
+import { eventSchema, promotionViewSchema, shadowViewSchema, vmViewSchema } from '../src/vm/view.js';
+import { BIN, CliProcess, type Ended } from './cli-process.js';
+import { FakeManager, shadowView, vmView } from './fake-manager.js';
+
+let state: string;
+let children: ChildProcess[];
+
+function start(args: string[], env: NodeJS.ProcessEnv = {}, stdin: 'ignore' | 'pipe' = 'ignore'): CliProcess {
+  const ours = { SHADOWVM_STATE: state, SHADOWVM_IMAGES: join(state, 'images'), ...env };
+  const started = new CliProcess(args, ours, { stdio: [stdin, 'pipe', 'pipe'] });
+  children.push(started.child);
+  return started;
+}
+
+const run = (...args: string[]): Promise<Ended> => start(args).ended;
+
+beforeEach(() => {
+  state = mkdtempSync(join(tmpdir(), 'svm-'));
+  children = [];
+});
+afterEach(() => {
+  for (const child of children) if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL');
+  rmSync(state, { recursive: true, force: true });
+});
+
+describe('without a daemon', () => {
+  test.each(['vm ls', 'vm show web', 'vm run web', 'shadow ls', 'events', 'events --follow', 'vm console web'])(
+    '%s says that none runs and what to do',
+    async (line) => {
+      const human = await run(...line.split(' '));
+      expect(human).toMatchObject({ code: 1, stdout: '' });
+      expect(human.stderr).toMatch(
+        /no daemon answers on this socket. Start one with `shadowvm daemon`.*\[DAEMON_NOT_RUNNING\]/,
+      );
+      expect(JSON.parse((await run(...line.split(' '), '--json')).stderr).error.code).toBe('DAEMON_NOT_RUNNING');
+    },
+  );
+
+  test('version and image ls work all the same', async () => {
+    expect(JSON.parse((await run('version', '--json')).stdout)).toMatchObject({ daemon: null });
+    expect(await run('image', 'ls')).toMatchObject({ code: 0, stdout: expect.stringContaining('no images') });
+    expect(await run('image', 'ls', '--json')).toMatchObject({ code: 0, stdout: '{\n  "images": []\n}\n' });
+  });
+
+  test('an image that is not there can not be removed, and a bad name is bad usage', async () => {
+    expect(await run('image', 'rm', 'none')).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('[IMAGE_NOT_FOUND]'),
+    });
+    expect(await run('image', 'rm', '../x')).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining('[INVALID_ARGUMENT]'),
+    });
+  });
+
+  test('the doctor examines this host, and its exit code says whether VMs can run', async () => {
+    const json = await run('doctor', '--json');
+    const { ok, findings } = JSON.parse(json.stdout);
+    expect(json.code).toBe(ok ? 0 : 1);
+    expect(ok).toBe(findings.every((finding: { status: string }) => finding.status !== 'fail'));
+    const human = await run('doctor');
+    for (const finding of findings)
+      expect(human.stdout).toMatch(new RegExp(`^${finding.status} +${finding.name} `, 'm'));
+  });
+});
+
+describe('with a daemon', () => {
+  let manager: FakeManager;
+  let api: ApiServer;
+
+  beforeEach(async () => {
+    manager = new FakeManager();
+    api = await serveApi({
+      socketPath: join(state, 'shadowvm.sock'),
+      manager,
+      log: pino({ level: 'silent' }),
+      about: {
+        version: '9.9.9',
+        startedAt: '2026-01-01T00:00:00.000Z',
+        stateDir: state,
+        imagesDir: join(state, 'images'),
+      },
+      limits: { closeMs: 100 },
+    });
+  });
+  afterEach(() => api.close());
+
+  test('every option of run arrives, progress is on stderr, the result on stdout', async () => {
+    const line =
+      'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg ' +
+      '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25%';
+    const human = await run(...line.split(' '));
+    expect(human).toMatchObject({
+      code: 0,
+      stdout: 'web runs at 10.77.0.2, booted in 1.2 s\n',
+      stderr: 'starting QEMU\nthe guest boots\n',
+    });
+    expect(manager.vms.get('web')!.spec).toEqual({
+      name: 'web',
+      image: 'big',
+      ramBytes: 1024 ** 3,
+      vcpus: 2,
+      network: 'user',
+      publish: [
+        { hostPort: 8080, guestPort: 80 },
+        { hostPort: 2222, guestPort: 22 },
+      ],
+      accelerator: 'tcg',
+      tracking: 'checksum',
+      shadow: {
+        kind: 'when',
+        triggers: [
+          { metric: 'cpu', above: 60, heldMs: 5000 },
+          { metric: 'network', above: 10_000_000, heldMs: 3000 },
+        ],
+      },
+      pacing: { maxLagMs: 200, maxPausedShare: 0.05, cpuBudget: 0.25 },
+    });
+    const json = await run('vm', 'run', 'db', '--json', '--shadow', 'always');
+    expect(vmViewSchema.parse(JSON.parse(json.stdout)).spec.shadow).toEqual({ kind: 'always' });
+    expect(
+      json.stderr
+        .trim()
+        .split('\n')
+        .map((text) => JSON.parse(text)),
+    ).toEqual([
+      { progress: { message: 'starting QEMU', done: 0.1 } },
+      { progress: { message: 'the guest boots', done: 0.5 } },
+    ]);
+  });
+
+  test('lists are tables for people and the views of the API for programs', async () => {
+    expect(await run('vm', 'ls')).toMatchObject({ code: 0, stdout: 'no VMs; run one with `shadowvm vm run NAME`\n' });
+    expect(await run('shadow', 'ls')).toMatchObject({ code: 0, stdout: expect.stringContaining('no shadows') });
+    manager.vms.set('web', vmView('web', { shadow: shadowView('web') }));
+    manager.vms.set('database', vmView('database', { state: 'stopped', address: null, usage: null, guest: null }));
+    expect((await run('vm', 'ls')).stdout).toBe(
+      [
+        'NAME      STATE    GEN  IMAGE    VCPUS   RAM  ADDRESS      CPU    MEM  SHADOW    LAG',
+        'web       running    1  default      1  256M  10.77.0.2  12.3%  20.0%  ready   37 ms',
+        'database  stopped    1  default      1  256M  -              -      -  -           -',
+        '',
+      ].join('\n'),
+    );
+    expect((await run('shadow', 'ls')).stdout).toMatch(/^VM .*\nweb +ready +42 +37 ms .* 400 KiB +write +by hand\n$/);
+    const vms = JSON.parse((await run('vm', 'ls', '--json')).stdout).vms;
+    expect(vms.map((vm: unknown) => vmViewSchema.parse(vm))).toEqual(manager.listVms());
+    const shadows = JSON.parse((await run('--json', 'shadow', 'ls')).stdout).shadows;
+    expect(shadows.map((shadow: unknown) => shadowViewSchema.parse(shadow))).toEqual(manager.listShadows());
+  });
+
+  test('a VM goes through its life', async () => {
+    await run('vm', 'run', 'web');
+    expect((await run('vm', 'show', 'web')).stdout).toMatch(/name: +web\nstate: +running\n[\s\S]*uptime: +1 min\n/);
+    expect((await run('vm', 'logs', 'web')).stdout).toBe('console of web\nlogin:\n');
+    expect((await run('vm', 'logs', 'web', '--qemu', '--bytes', '7')).stdout).toBe('login:\n');
+    expect(await run('vm', 'exec', 'web', '--', 'echo', '--json', 'a b')).toMatchObject({ code: 0, stdout: '' });
+    expect(await run('vm', 'exec', 'web', 'false')).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('exit code 1'),
+    });
+    expect((await run('shadow', 'create', 'web')).stdout).toBe('the shadow of web is ready, 37 ms behind\n');
+    expect((await run('vm', 'show', 'web')).stdout).toMatch(/shadow: +ready, 37 ms behind, made because: by hand/);
+    const promoted = await run('shadow', 'promote', 'web', '--json');
+    expect(promotionViewSchema.parse(JSON.parse(promoted.stdout)).generation).toBe(2);
+    expect((await run('shadow', 'promote', 'web')).stdout).toContain('generation 3');
+    expect(JSON.parse((await run('vm', 'fault', 'web', 'kill', '--json')).stdout)).toEqual({
+      fault: 'kill',
+      atNs: '12345',
+    });
+    expect((await run('shadow', 'rm', 'web')).stdout).toBe('the shadow of web is removed\n');
+    expect(await run('vm', 'rm', 'web')).toMatchObject({ code: 1, stderr: expect.stringContaining('[VM_BUSY]') });
+    expect((await run('vm', 'stop', 'web', '--timeout', '1m')).stdout).toBe('web is stopped\n');
+    expect((await run('vm', 'rm', 'web')).stdout).toBe('web is removed\n');
+    expect(manager.calls).toEqual([
+      'run web',
+      'exec web echo --json a b',
+      'exec web false',
+      'fault web kill',
+      'remove web false',
+      'stop web 60000',
+      'remove web false',
+    ]);
+  });
+
+  test.each([
+    ['vm show nobody', 'VM_NOT_FOUND'],
+    ['vm run web', 'VM_EXISTS'],
+    ['vm rm web', 'VM_BUSY'],
+    ['shadow create web', 'SHADOW_EXISTS'],
+    ['shadow promote web', 'SHADOW_NOT_READY'],
+    ['vm console nobody', 'VM_NOT_FOUND'],
+  ])('%s fails with 1 and %s', async (line, code) => {
+    manager.vms.set('web', vmView('web', { shadow: shadowView('web', { state: 'syncing' }) }));
+    const human = await run(...line.split(' '));
+    expect(human).toMatchObject({ code: 1, stdout: '' });
+    expect(human.stderr).toMatch(new RegExp(`^shadowvm: could not .* \\[${code}\\]\\n$`));
+    const json = await run(...line.split(' '), '--json');
+    expect(json).toMatchObject({ code: 1, stdout: '' });
+    expect(JSON.parse(json.stderr).error).toMatchObject({ code, reason: expect.any(String) });
+  });
+
+  test('--state may come before or after the verb and outdoes the environment', async () => {
+    for (const args of [
+      ['--state', state, 'vm', 'ls'],
+      ['vm', '--help'],
+      ['vm', 'ls', '--state', state],
+    ])
+      expect((await start(args, { SHADOWVM_STATE: '/nowhere' }).ended).code).toBe(0);
+  });
+
+  test('Ctrl-C while a VM boots takes it away', async () => {
+    manager.midway = () => new Promise(() => {});
+    const booting = start(['vm', 'run', 'web']);
+    await booting.until(() => booting.stderr.includes('starting QEMU'));
+    booting.child.kill('SIGINT');
+    expect(await booting.ended).toMatchObject({ code: 1, stderr: expect.stringContaining('takes web away again') });
+    await booting.until(() => !manager.vms.has('web'));
+  });
+
+  test('events are listed, followed, and end with the daemon', async () => {
+    manager.vms.set('web', vmView('web'));
+    manager.emit('vm.running', 'web');
+    expect((await run('events')).stdout).toMatch(
+      /^ {4}1 {2}2026-01-01 .* info +vm\.running +web +it was vm\.running\n$/,
+    );
+    expect(JSON.parse((await run('events', '--json')).stdout).events).toEqual(manager.events);
+    expect((await run('events', '--vm', 'db')).stdout).toBe('no events\n');
+    const following = start(['events', '--follow', '--json', '--since', '0']);
+    await following.until(() => manager.followerCount === 1);
+    manager.emit('promotion.done', 'web');
+    await following.until(() => following.stdout.split('\n').length === 3);
+    await api.close();
+    const { code, stdout } = await following.ended;
+    expect(code).toBe(0);
+    expect(
+      stdout
+        .trim()
+        .split('\n')
+        .map((line) => eventSchema.parse(JSON.parse(line))),
+    ).toEqual(manager.events);
+  });
+
+  test('a reader that leaves is no failure', async () => {
+    const script = `"${process.execPath}" "${BIN}" events --follow | head -n 1; echo "\${PIPESTATUS[0]}"`;
+    const piped = spawn('bash', ['-c', script], { env: { ...process.env, SHADOWVM_STATE: state } });
+    children.push(piped);
+    let output = '';
+    let errors = '';
+    piped.stdout.on('data', (chunk) => (output += chunk));
+    piped.stderr.on('data', (chunk) => (errors += chunk));
+    const emitting = setInterval(() => manager.emit('tick'), 20);
+    await once(piped, 'close');
+    clearInterval(emitting);
+    expect(output).toMatch(/tick\n0\n$/);
+    expect(errors).toBe('');
+  });
+
+  test('the console is piped through when there is no terminal', async () => {
+    manager.vms.set('web', vmView('web'));
+    const attached = start(['vm', 'console', 'web'], {}, 'pipe');
+    await attached.until(() => attached.stdout.includes('console of web'));
+    attached.child.stdin!.end('hello\n');
+    await attached.until(() => attached.stdout.includes('HELLO\n'));
+    attached.child.kill('SIGINT');
+    expect(await attached.ended).toMatchObject({ code: 0, stderr: expect.stringContaining('connected to web') });
+    expect(manager.calls).toContain('console of web closed');
+  });
+
+  test('on a terminal the console is raw, and Ctrl-] leaves and gives the terminal back', async () => {
+    manager.vms.set('web', vmView('web'));
+    // script(1) is where Debian has a pseudo terminal without further packages.
+    const command = `stty -a | grep -o -- '-\\?icanon'; "${process.execPath}" "${BIN}" vm console web; echo "=$?"; stty -a | grep -o -- '-\\?icanon'`;
+    const terminal = spawn('script', ['-qec', `bash -c '${command.replaceAll("'", `'\\''`)}'`, '/dev/null'], {
+      env: { ...process.env, SHADOWVM_STATE: state },
+    });
+    children.push(terminal);
+    let output = '';
+    terminal.stdout.on('data', (chunk) => (output += chunk));
+    const until = async (text: string) => {
+      const deadlineMs = performance.now() + 10_000;
+      while (!output.includes(text)) {
+        if (performance.now() > deadlineMs) throw new Error(`no ${JSON.stringify(text)} in ${JSON.stringify(output)}`);
+        await sleep(10);
+      }
+    };
+    await until('console of web');
+    expect(output).toContain('leave with Ctrl-]');
+    terminal.stdin.write('a\x03b');
+    await until('A\x03B');
+    terminal.stdin.write('\x1d');
+    await once(terminal, 'close');
+    expect(output).toMatch(/disconnected from web[\s\S]*=0\r\nicanon\r\n$/);
+    expect(output.startsWith('icanon\r\n')).toBe(true);
+  });
+
+  test('an image that a VM uses is not removed', async () => {
+    manager.vms.set('web', vmView('web'));
+    expect(await run('image', 'rm', 'default')).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/it is used by web.*\[IMAGE_IN_USE\]/),
+    });
+  });
+
+  test('version tells of both', async () => {
+    expect((await run('version')).stdout).toMatch(new RegExp(`daemon: +9\\.9\\.9, process ${process.pid}\\n`));
+  });
+});
+
+describe('the daemon', () => {
+  const client = () => new Client(join(state, 'shadowvm.sock'));
+  const startDaemon = async (...args: string[]): Promise<CliProcess> => {
+    const daemon = start(['daemon', ...args]);
+    await daemon.until(() => daemon.stdout.includes('\n') || daemon.child.exitCode !== null);
+    return daemon;
+  };
+
+  test.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)(
+    'says when it is ready, and ends cleanly by %s',
+    async (signal) => {
+      const daemon = await startDaemon();
+      expect(daemon.stdout).toBe(`shadowvm: ready on ${join(state, 'shadowvm.sock')}\n`);
+      expect(await client().version()).toMatchObject({
+        pid: daemon.child.pid,
+        stateDir: state,
+        imagesDir: join(state, 'images'),
+      });
+      daemon.child.kill(signal);
+      expect(await daemon.ended).toMatchObject({ code: 0, stderr: 'shadowvm: stopping\n' });
+      expect(existsSync(join(state, 'shadowvm.sock'))).toBe(false);
+      expect(existsSync(join(state, 'run'))).toBe(false);
+      const log = readFileSync(join(state, 'log/manager.log'), 'utf8').trim().split('\n');
+      expect(JSON.parse(log[0]!).msg).toBe('daemon starts');
+      expect(JSON.parse(log.at(-1)!).msg).toBe('daemon has ended');
+      const events = readFileSync(join(state, 'events.jsonl'), 'utf8').trim().split('\n');
+      const types = events.map((line) => eventSchema.parse(JSON.parse(line)).type);
+      expect(types).toContain('daemon.ready');
+      expect(types).toContain('daemon.stopping');
+    },
+  );
+
+  test('a second one on the same state is refused, and the first goes on', async () => {
+    const first = await startDaemon('--json');
+    expect(JSON.parse(first.stdout)).toEqual({ ready: { socket: join(state, 'shadowvm.sock'), pid: first.child.pid } });
+    expect(await run('daemon')).toMatchObject({
+      code: 1,
+      stdout: '',
+      stderr: expect.stringMatching(
+        new RegExp(`another daemon has it, process ${first.child.pid}\\. .*\\[STATE_LOCKED\\]`),
+      ),
+    });
+    expect(await client().health()).toEqual({ status: 'ok' });
+    // One signal from the terminal and one passed on by npm are one wish.
+    first.child.kill('SIGINT');
+    first.child.kill('SIGINT');
+    expect((await first.ended).code).toBe(0);
+  });
+
+  test('after a SIGKILL the next one starts, and numbers of events go on', async () => {
+    const first = await startDaemon();
+    first.child.kill('SIGKILL');
+    expect((await first.ended).signal).toBe('SIGKILL');
+    expect(existsSync(join(state, 'shadowvm.sock'))).toBe(true);
+    await expect(client().listVms()).rejects.toMatchObject({ code: 'DAEMON_NOT_RUNNING' });
+    const second = await startDaemon();
+    const seqs = (await client().listEvents()).map((event) => event.seq);
+    expect(seqs.length).toBeGreaterThanOrEqual(2);
+    expect(seqs).toEqual(seqs.map((_, i) => i + 1));
+    second.child.kill('SIGTERM');
+    expect((await second.ended).code).toBe(0);
+  });
+
+  test('it outlives the reader of its output', async () => {
+    const daemon = await startDaemon('--verbose');
+    daemon.child.stdout!.destroy();
+    daemon.child.stderr!.destroy();
+    daemon.child.kill('SIGTERM');
+    const [code] = await once(daemon.child, 'exit');
+    expect(code).toBe(0);
+  });
+
+  test.each([
+    ['a path that is too long', () => join(state, 'x'.repeat(80)), 2, 'INVALID_ARGUMENT', 'leave room for'],
+    ['a file', () => join(state, 'file'), 2, 'INVALID_ARGUMENT', 'EEXIST'],
+    [
+      'a directory with other things',
+      () => join(state, 'open'),
+      2,
+      'INVALID_ARGUMENT',
+      'holds other things (thesis.tex)',
+    ],
+    ['a path below nothing', () => '/proc/nothing/here', 1, 'INTERNAL', 'ENOENT'],
+  ])('%s for the state is refused and nothing is made', async (_, path, code, error, reason) => {
+    writeFileSync(join(state, 'file'), '');
+    mkdirSync(join(state, 'open'), { mode: 0o755 });
+    chmodSync(join(state, 'open'), 0o755);
+    writeFileSync(join(state, 'open/thesis.tex'), '');
+    const ended = await run('daemon', '--state', path());
+    expect(ended).toMatchObject({ code, stdout: '' });
+    expect(ended.stderr).toContain(reason);
+    expect(ended.stderr).toContain(`[${error}]`);
+  });
+
+  test('a full disk is told as such', async () => {
+    // The log of the daemon is the first thing that it opens after the lock.
+    mkdirSync(join(state, 'log'));
+    symlinkSync('/dev/full', join(state, 'log/manager.log'));
+    const daemon = await startDaemon();
+    await daemon.until(() => daemon.stderr.includes('the log can not be written: ENOSPC'));
+    expect(await client().health()).toEqual({ status: 'ok' });
+    daemon.child.kill('SIGTERM');
+    expect((await daemon.ended).code).toBe(0);
+  });
+});
