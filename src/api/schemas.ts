@@ -72,7 +72,7 @@ export const execResponseSchema = z.object({ exitCode: z.number().int() });
 export const eventsResponseSchema = z.object({ events: z.array(eventSchema) });
 
 const errorCodes = Object.keys(ERROR_STATUS) as [ErrorCode, ...ErrorCode[]];
-export const errorBodySchema = z.object({
+const errorBodySchema = z.object({
   // A newer daemon may know codes that this client does not.
   code: z.enum(errorCodes).catch('INTERNAL'),
   message: z.string(),
@@ -83,7 +83,7 @@ export const errorBodySchema = z.object({
 }) satisfies z.ZodType<ErrorBody>;
 export const errorResponseSchema = z.object({ error: errorBodySchema });
 
-export const progressSchema = z.object({ message: z.string(), done: z.number().min(0).max(1).optional() });
+const progressSchema = z.object({ message: z.string(), done: z.number().min(0).max(1).optional() });
 /** A line of a long operation: any number of `progress`, then `result` or `error`. */
 export const operationLineSchema = z.union([
   z.object({ progress: progressSchema }),

@@ -22,7 +22,7 @@ import { Follower } from './follower.js';
 import { CONSOLE_PATH, noBody, type Route, type Routes, routes } from './routes.js';
 import { CONSOLE_PROTOCOL, check, describeIssues, NDJSON, nameParamsSchema, type VersionResponse } from './schemas.js';
 
-export const API_LIMITS = {
+const API_LIMITS = {
   bodyBytes: 64 * 1024,
   /** Changing requests under way at once, waiting ones included. */
   changes: 16,

@@ -79,10 +79,6 @@ export function bytesPerSecond(value: number | null | undefined): string {
   return NONE;
 }
 
-export function count(value: number | null | undefined): string {
-  return value === null || value === undefined ? NONE : String(value);
-}
-
 /** Local time to the second, or to the millisecond. */
 export function time(iso: string, digits: 0 | 3 = 0): string {
   const date = new Date(iso);

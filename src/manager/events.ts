@@ -9,7 +9,7 @@ import { RotatingFile } from './rotating-file.js';
 import { fileError } from './state-dir.js';
 
 /** As many newest events are kept in memory, and come back after a restart. */
-export const RING_EVENTS = 4096;
+const RING_EVENTS = 4096;
 /** A line longer than this loses its data: one event with a guest's whole log in it must not push out the others. */
 const LINE_CHARS_MAX = 16 * 1024;
 const MESSAGE_CHARS_MAX = 2048;

@@ -78,7 +78,7 @@ export function stateLayout(path: string): StateLayout {
  * What a VM is and what it may have left on the host: enough for a new manager to find and take away everything of a
  * manager that was killed. `startTicks` (field 22 of /proc/PID/stat) tells a process from a later one with its pid.
  */
-export const vmRecordSchema = z.object({
+const vmRecordSchema = z.object({
   version: z.literal(1),
   spec: vmSpecSchema,
   generation: z.number().int().min(0),
@@ -322,7 +322,7 @@ function corrupt(path: string, reason: string, cause?: unknown): ShadowVmError {
 }
 
 /** The pid that a daemon wrote into its lock, for messages only: whether it runs is for the lock to say. */
-export function lockHolderPid(lockPath: string): number | null {
+function lockHolderPid(lockPath: string): number | null {
   try {
     const pid = Number.parseInt(readFileSync(lockPath, 'utf8'), 10);
     return Number.isSafeInteger(pid) && pid > 0 ? pid : null;

@@ -7,7 +7,7 @@ import { formatDurationExact, malformed, parseDurationMs } from './quantity-text
 import type { Trigger } from './spec.js';
 
 /** Held for so long when the expression does not say: long enough that one burst makes no shadow. */
-export const HELD_MS_DEFAULT = 5000;
+const HELD_MS_DEFAULT = 5000;
 const HELD_MS_MAX = 3_600_000;
 
 const RATE_UNIT_BYTES: Record<string, number> = {
