@@ -168,12 +168,11 @@ const ms = (value: number | null) => (value === null ? '-' : `${value < 10 ? val
 const between = (from: Event, to: Event) => (Number(to.atNs) - Number(from.atNs)) / 1e6;
 
 const fault = readFault();
-const before = leftovers();
 const daemon = await Daemon.start();
 try {
   const result = await demo(daemon, fault);
   await daemon.stop();
-  const left = leftovers().filter((thing) => !before.includes(thing));
+  const left = leftovers(daemon.stateDir);
   say(left.length === 0 ? 'the manager has ended and left nothing behind' : `left behind: ${left.join(', ')}`);
   const path = outPath('demo.json');
   writeFileSync(path, `${JSON.stringify(result, null, 2)}\n`);

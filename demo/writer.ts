@@ -6,7 +6,7 @@ import { RedisConnection, type Reply } from '../harness/redis.js';
 /** Commands on the way at once: "as fast as they are acknowledged" without waiting a round trip for each. */
 const WINDOW = 16;
 /** So long without a reply means that the connection is of no use any more: a client's usual read time-out, kept short. */
-const REPLY_TIMEOUT_MS = 300;
+const REPLY_TIMEOUT_MS = 150;
 const CONNECT_TIMEOUT_MS = 200;
 const CHECK_MS = 5;
 const READ_BATCH = 500;

@@ -1,39 +1,40 @@
-/** What a run may leave on the host, so that demo and tests can show that they leave nothing. */
+/** What a manager may leave on the host, so that demo and tests can show that it leaves nothing. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { stateTag } from '../src/network/address.js';
 
-/** Names of QEMU processes, interfaces, network namespaces, cgroups and shared-memory files that exist now. */
-export function leftovers(): string[] {
-  return [...qemus(), ...interfaces(), ...list('/var/run/netns', 'netns'), ...cgroups(), ...list('/dev/shm', 'shm')];
+/** QEMU processes, interfaces and cgroups of the manager with this state directory that exist now. */
+export function leftovers(stateDir: string): string[] {
+  return [...qemus(stateDir), ...interfaces(stateTag(stateDir)), ...cgroups(stateTag(stateDir))];
 }
 
-function qemus(): string[] {
+function qemus(stateDir: string): string[] {
   return readdirSync('/proc')
     .filter((pid) => /^\d+$/.test(pid))
     .filter((pid) => {
-      try {
-        return readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('qemu-system');
-      } catch {
-        return false; // it ended meanwhile
-      }
+      const words = readText(`/proc/${pid}/cmdline`);
+      return words.includes('qemu-system') && words.includes(`${stateDir}/`);
     })
-    .map((pid) => `qemu ${pid}`);
+    .map((pid) => `QEMU ${pid}`);
 }
 
-function interfaces(): string[] {
+function interfaces(tag: string): string[] {
   return readdirSync('/sys/class/net')
-    .filter((name) => /^(sv|shadowvm)/.test(name))
+    .filter((name) => readText(`/sys/class/net/${name}/ifalias`).includes(tag))
     .map((name) => `interface ${name}`);
 }
 
-function cgroups(): string[] {
-  const roots = ['/sys/fs/cgroup', ...['cpu', 'memory', 'cpuacct', 'unified'].map((c) => `/sys/fs/cgroup/${c}`)];
-  return roots.flatMap((root) =>
-    list(root, 'cgroup')
-      .filter((name) => name.includes('shadowvm'))
-      .map((name) => `${name} (${root})`),
-  );
+function cgroups(tag: string): string[] {
+  const root = '/sys/fs/cgroup';
+  const hierarchies = [root, ...(existsSync(root) ? readdirSync(root).map((name) => join(root, name)) : [])];
+  return hierarchies.map((dir) => join(dir, `shadowvm-${tag}`)).filter((dir) => existsSync(dir));
 }
 
-function list(dir: string, kind: string): string[] {
-  return existsSync(dir) ? readdirSync(dir).map((name) => `${kind} ${name}`) : [];
+/** Empty when it went away between listing and reading. */
+function readText(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return '';
+  }
 }

@@ -15,6 +15,7 @@ struct PassStats {
   uint64_t stagedPages = 0;   // held in the staging area after this pass
   uint64_t copiedPages = 0;   // copied by this pass
   int64_t ns = 0;
+  int64_t cpuNs = 0;
 };
 
 struct CommitStats {
@@ -22,6 +23,7 @@ struct CommitStats {
   uint64_t zeroPages = 0;     // of those, now all zeros
   uint64_t droppedPages = 0;  // captured, but their checksum is the known one
   int64_t ns = 0;
+  int64_t cpuNs = 0;
 };
 
 // Life of an epoch: Collect() any number of times while the guest runs, Collect() once more while it stands still, then

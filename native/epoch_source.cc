@@ -37,6 +37,7 @@ static Napi::Object ToObject(Napi::Env env, const CommitStats& stats) {
   result.Set("zeroPages", static_cast<double>(stats.zeroPages));
   result.Set("droppedPages", static_cast<double>(stats.droppedPages));
   result.Set("ms", static_cast<double>(stats.ns) / 1e6);
+  result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
   return result;
 }
 
@@ -97,6 +98,7 @@ Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
       result.Set("stagedPages", static_cast<double>(stats.stagedPages));
       result.Set("copiedPages", static_cast<double>(stats.copiedPages));
       result.Set("ms", static_cast<double>(stats.ns) / 1e6);
+      result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
       return result;
     };
   });

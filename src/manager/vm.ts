@@ -29,6 +29,8 @@ const LOAD_TIMEOUT_MS = 10_000;
 /** What a waiting shadow may use: it only answers its monitor. */
 const WAITING_CPU_PERCENT = 1;
 const WAITING_MEMORY_BYTES = 192 * 1024 * 1024;
+/** Beside its vCPUs QEMU has a main loop and, when it saves its state, helpers. */
+const PRIMARY_CPU_HEADROOM = 2;
 
 /** Longer than a guest takes from the order to panic to its reset. */
 const DRILL_HOLD_MS = 1000;
@@ -92,7 +94,7 @@ export class ManagedVm {
     this.switchover = new Switchover(spec.name, generation, {
       'hand-over': () => this.handOver(),
       fence: () => this.fence(),
-      'raise-limits': () => this.limitSide(other(this.side), null),
+      'raise-limits': () => this.limitSide(other(this.side), 'primary'),
       'record-generation': (generation) => this.save(generation),
       'load-state': () => this.loadState(),
       resume: () => this.resumeShadow(),
@@ -402,7 +404,7 @@ export class ManagedVm {
         this.host.requireMemory(this.spec.ramBytes, 'make the shadow', this.spec.name);
         return this.launch(side, true);
       },
-      onWaiting: () => this.limitSide(side, WAITING_CPU_PERCENT),
+      onWaiting: () => this.limitSide(side, 'waiting'),
       onChange: (state, why) => {
         this.event(
           state === 'failed' || state === 'behind' ? 'warn' : 'info',
@@ -421,14 +423,18 @@ export class ManagedVm {
     return shadow;
   }
 
-  /** The only resources of the two sides that differ; null: the primary's, without limit. */
-  private limitSide(side: Side, cpuPercent: number | null): void {
+  /** What the QEMU of one side may use of the host. */
+  private limitSide(side: Side, as: 'waiting' | 'primary'): void {
     const group = this.groups.get(side);
     if (group === undefined) return;
-    this.host.cgroups?.setLimits(group, {
-      cpuPercent,
-      memoryBytes: cpuPercent === null ? null : WAITING_MEMORY_BYTES,
-    });
+    this.host.cgroups?.setLimits(
+      group,
+      as === 'waiting'
+        ? { cpuPercent: WAITING_CPU_PERCENT, memoryBytes: WAITING_MEMORY_BYTES }
+        : // Above all that QEMU can use, but not "unlimited": when the last limit of a host goes, the kernel patches its
+          // own code, for milliseconds that a failover does not have.
+          { cpuPercent: 100 * (this.spec.vcpus + 1) * PRIMARY_CPU_HEADROOM, memoryBytes: null },
+    );
   }
 
   // ---- Failure and switchover; the order is the machine's ----
@@ -449,12 +455,12 @@ export class ManagedVm {
     await this.keeper.shadow?.handOver();
   }
 
-  /** After this the old primary never sends another packet: its tap is down before it is even killed. */
+  /** After this the old primary never sends another packet: its tap is cut before it is even killed. */
   private async fence(): Promise<void> {
     this.state = 'promoting';
     this.watch?.close();
     this.keeper.suspend();
-    if (this.network !== null) this.network.severTap(this.tap(this.side));
+    this.network?.cutTap(this.tap(this.side));
     this.primary?.kill();
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     this.primary?.qmp.destroy();
@@ -543,6 +549,8 @@ export class ManagedVm {
   /** What a promotion leaves to be done, none of it in the guest's way. */
   private async afterPromotion(shadow: Shadow, old: QemuProcess, oldSide: Side): Promise<void> {
     try {
+      // The cut of the fencing ends when a QEMU attaches to the tap: before the next shadow does, it goes down for good.
+      this.network?.severTap(this.tap(oldSide));
       await shadow.release();
       await old.dispose();
       this.processes.delete(oldSide);

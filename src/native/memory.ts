@@ -46,6 +46,8 @@ export interface CollectResult {
   stagedPages: number;
   copiedPages: number;
   ms: number;
+  /** CPU time of the thread that did it. */
+  cpuMs: number;
 }
 
 export interface CommitResult {
@@ -55,6 +57,7 @@ export interface CommitResult {
   /** Captured, but their checksum had not changed. */
   droppedPages: number;
   ms: number;
+  cpuMs: number;
 }
 
 /**

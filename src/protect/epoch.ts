@@ -21,8 +21,8 @@ export interface CutEpoch {
   pauseMs: number;
   scannedPages: number;
   copiedPages: number;
-  /** Time spent copying and scanning. */
-  workMs: number;
+  /** CPU time spent on scanning and copying. */
+  cpuMs: number;
 }
 
 /** More than this left to copy is worth a second pass while the guest still runs. */
@@ -38,12 +38,12 @@ const PAUSE_TIMEOUT_MS = 2000;
 export async function cutEpoch(primary: QemuProcess, source: EpochSource, keepStopped = false): Promise<CutEpoch> {
   let scannedPages = 0;
   let copiedPages = 0;
-  let workMs = 0;
+  let cpuMs = 0;
   const collect = async () => {
     const pass = await source.collect();
     scannedPages += pass.scannedPages;
     copiedPages += pass.copiedPages;
-    workMs += pass.ms;
+    cpuMs += pass.cpuMs;
     return pass;
   };
   try {
@@ -69,7 +69,7 @@ export async function cutEpoch(primary: QemuProcess, source: EpochSource, keepSt
     await saved;
     await running;
     const pauseMs = monotonicMs() - pausedAtMs;
-    return { cutAtNs, deviceState: primary.readDevices(), pauseMs, scannedPages, copiedPages, workMs };
+    return { cutAtNs, deviceState: primary.readDevices(), pauseMs, scannedPages, copiedPages, cpuMs };
   } catch (error) {
     await source.abort().catch(() => {}); // ERR_CLOSED at the most: then nothing is left to abort
     if (keepStopped) primary.qmp.execute('cont').catch(() => {});

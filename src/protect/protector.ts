@@ -220,7 +220,7 @@ export class Protector {
     const sinceLastCutMs = Number(cut.cutAtNs - previous.cutAtNs) / 1e6;
     this.cost = smoothCost(this.cost, {
       pauseMs: cut.pauseMs,
-      cpuMs: cut.workMs + result.ms + EPOCH_OVERHEAD_CPU_MS,
+      cpuMs: cut.cpuMs + result.cpuMs + EPOCH_OVERHEAD_CPU_MS,
       epochMs,
       dirtyPagesPerSecond: (result.changedPages / Math.max(sinceLastCutMs, 1)) * 1000,
     });

@@ -38,6 +38,8 @@ export class GuestAgent {
   private readonly execs = new Map<number, { resolve: (code: number) => void; reject: (e: ShadowVmError) => void }>();
   private closed = false;
   last: Beat | null = null;
+  /** When the first heartbeat of this QEMU came, CLOCK_MONOTONIC ns. */
+  firstBeatAtNs: bigint | null = null;
   beats = 0;
   /** Set when the guest announced a shutdown of its own will. */
   bye: 'poweroff' | 'reboot' | null = null;
@@ -117,6 +119,7 @@ export class GuestAgent {
     const beat = parseBeat(line, atNs);
     if (beat !== null) {
       this.last = beat;
+      this.firstBeatAtNs ??= atNs;
       this.beats++;
       this.onBeat?.(beat);
       return;

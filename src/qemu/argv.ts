@@ -8,7 +8,7 @@ export interface QemuVersion {
 }
 
 /** File descriptors that QEMU inherits; native/shim/control.h names the first two as well. */
-export const QEMU_FD = { ram: 3, control: 4, deviceState: 5, incoming: 6 } as const;
+export const QEMU_FD = { ram: 3, control: 4, deviceState: 5, incoming: 6, more: 7 } as const;
 
 export const HEARTBEAT_PORT = 'org.shadowvm.heartbeat';
 

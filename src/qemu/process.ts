@@ -22,6 +22,8 @@ export interface LaunchOptions extends Omit<QemuShape, 'sockets'> {
   /** Called with the process number as soon as there is one, to put it into a cgroup. */
   onSpawn?: (pid: number) => void;
   startTimeoutMs?: number;
+  /** More descriptors for QEMU, from QEMU_FD.more on; closing them is the caller's. */
+  inheritFds?: number[];
 }
 
 const START_TIMEOUT_MS = 30_000;
@@ -67,7 +69,16 @@ export class QemuProcess {
     const logFd = fs.openSync(options.qemuLogPath, 'a', 0o600);
     const child = spawn(options.qemuPath, qemuArgv({ ...options, sockets }), {
       // To a file and not to us: QEMU must be able to speak, and to live, after a death of the manager.
-      stdio: ['ignore', logFd, logFd, ram.fd, control.fd, deviceStateFd, options.incoming ? 'pipe' : 'ignore'],
+      stdio: [
+        'ignore',
+        logFd,
+        logFd,
+        ram.fd,
+        control.fd,
+        deviceStateFd,
+        options.incoming ? 'pipe' : 'ignore',
+        ...(options.inheritFds ?? []),
+      ],
       env: { ...process.env, LD_PRELOAD: path.join(NATIVE_BUILD_DIR as string, 'track-shim.so') },
       // A group of its own: Ctrl-C in the manager's terminal is the manager's business, not QEMU's.
       detached: true,
