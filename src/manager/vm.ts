@@ -700,7 +700,8 @@ export class ManagedVm {
 }
 
 function guestFigures(beat: Beat, beats: number) {
-  return { beats, uptimeMs: beat.uptimeMs, memTotalKiB: beat.memTotalKiB, memAvailableKiB: beat.memAvailableKiB };
+  const { uptimeMs, memTotalKiB, memAvailableKiB, app } = beat;
+  return { beats, uptimeMs, memTotalKiB, memAvailableKiB, app };
 }
 
 /** Field 22 of /proc/PID/stat: tells this process from a later one with its number. */

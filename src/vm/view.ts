@@ -67,6 +67,8 @@ export const vmViewSchema = z.object({
       uptimeMs: z.number(),
       memTotalKiB: z.number(),
       memAvailableKiB: z.number(),
+      /** What a program in the guest wrote into /run/app-status; '-' for nothing. */
+      app: z.string(),
     })
     .nullable(),
   usage: z.object({ cpuPercent: z.number(), memoryPercent: z.number(), networkBytesPerSecond: z.number() }).nullable(),

@@ -1,0 +1,109 @@
+/**
+ * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead]
+ * Results go to out/bench.json; SPECIFICATION.md says which of them are promises.
+ */
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { loadavg } from 'node:os';
+import { parseArgs } from 'node:util';
+import { outPath } from '../harness/checkout.js';
+import { BenchGuests } from './guest.js';
+import { benchOverhead, type OverheadResult } from './overhead.js';
+import { benchPause, type PauseResult } from './pause.js';
+import { type Check, checkPromises } from './promises.js';
+import { benchScan, type ScanResult } from './scan.js';
+import { benchSwitchover, type DetectResult, type SwitchoverResult } from './switchover.js';
+
+/** Keyed by RAM in MiB where the size matters. */
+export interface BenchResults {
+  pause?: Record<string, PauseResult>;
+  switchover?: Record<string, SwitchoverResult>;
+  detect?: Record<string, DetectResult>;
+  scan?: Record<string, ScanResult>;
+  overhead?: OverheadResult;
+}
+
+const RAM_MIB = [256, 1024];
+const SECTIONS = ['pause', 'switchover', 'scan', 'overhead'] as const;
+const HANG_ROUNDS = 5;
+const OVERHEAD_ROUNDS_MAX = 10;
+
+const usage = `usage: npm run bench [-- --rounds N] [--only ${SECTIONS.join(',')}]`;
+
+function readOptions(): { rounds: number; only: string[] } {
+  try {
+    const { values } = parseArgs({
+      options: { rounds: { type: 'string', default: '20' }, only: { type: 'string' }, help: { type: 'boolean' } },
+    });
+    if (values.help) {
+      console.log(usage);
+      process.exit(0);
+    }
+    const rounds = Number(values.rounds);
+    const only = values.only?.split(',') ?? [...SECTIONS];
+    if (!Number.isInteger(rounds) || rounds < 1 || rounds > 200) throw new Error('--rounds takes 1 to 200');
+    const unknown = only.find((section) => !(SECTIONS as readonly string[]).includes(section));
+    if (unknown !== undefined) throw new Error(`there is no section "${unknown}"`);
+    return { rounds, only };
+  } catch (error) {
+    console.error(`bench: ${(error as Error).message}\n${usage}`);
+    process.exit(2);
+  }
+}
+
+function progress(what: string): void {
+  process.stderr.write(`bench: ${what} (load ${loadavg()[0]?.toFixed(1)})\n`);
+}
+
+async function run(rounds: number, only: string[]): Promise<BenchResults> {
+  const results: BenchResults = {};
+  const guests = await BenchGuests.open();
+  try {
+    for (const ramMiB of RAM_MIB) {
+      if (only.includes('pause')) {
+        progress(`pause, ${ramMiB} MiB`);
+        (results.pause ??= {})[ramMiB] = await benchPause(guests, ramMiB, rounds);
+      }
+      if (only.includes('switchover')) {
+        progress(`switchover and detection, ${ramMiB} MiB`);
+        const { switchover, detect } = await benchSwitchover(guests, ramMiB, rounds, HANG_ROUNDS);
+        (results.switchover ??= {})[ramMiB] = switchover;
+        (results.detect ??= {})[ramMiB] = detect;
+      }
+      if (only.includes('scan')) {
+        progress(`scan, ${ramMiB} MiB`);
+        (results.scan ??= {})[ramMiB] = benchScan(ramMiB, rounds);
+      }
+    }
+    if (only.includes('overhead')) {
+      progress('overhead');
+      results.overhead = await benchOverhead(Math.min(rounds, OVERHEAD_ROUNDS_MAX));
+    }
+    return results;
+  } finally {
+    guests.close();
+  }
+}
+
+function print(results: BenchResults, checks: Check[]): void {
+  for (const [section, figures] of Object.entries(results)) {
+    console.log(`\n${section}`);
+    const groups = Object.values(figures).every((value) => typeof value === 'object') ? figures : { '': figures };
+    for (const [ramMiB, values] of Object.entries(groups as Record<string, Record<string, number>>))
+      for (const [key, value] of Object.entries(values))
+        console.log(`  ${(ramMiB === '' ? '' : `${ramMiB} MiB`).padEnd(9)} ${key.padEnd(26)} ${value}`);
+  }
+  console.log('\npromises');
+  for (const { promise, measured, kept } of checks)
+    console.log(`  ${kept ? 'kept  ' : 'BROKEN'} ${promise.padEnd(58)} ${measured}`);
+}
+
+const { rounds, only } = readOptions();
+const fresh = await run(rounds, only);
+const path = outPath('bench.json');
+// A partial run renews its sections and leaves the others.
+const before: BenchResults =
+  existsSync(path) && only.length < SECTIONS.length ? JSON.parse(readFileSync(path, 'utf8')) : {};
+const results = { ...before, ...fresh };
+writeFileSync(path, `${JSON.stringify(results, null, 2)}\n`);
+print(results, checkPromises(results));
+console.log('\nresult: out/bench.json');
