@@ -171,6 +171,25 @@ describe('the end of a guest', () => {
     }
   });
 
+  test('with Redis full of data, a login at the console and a load, it is over at once and yet clean', async () => {
+    const vm = await GuestVm.start(image);
+    try {
+      await vm.booted();
+      await vm.exec('ready', 'until redis-cli ping | grep -q PONG; do sleep 0.2; done');
+      expect(await vm.exec('fill', 'redis-cli debug populate 50000 key 500')).toBe(0);
+      vm.say('exec load shadowvm-guest memcheck 4 2000\n');
+      await vm.until('status of the load', () => vm.app.startsWith('memcheck'));
+      const startedMs = performance.now();
+      vm.say('poweroff\n');
+      await vm.until('end of QEMU', () => vm.exitCode !== null);
+      // Half a second on a quiet machine. What refuses to end would be killed after three seconds more.
+      expect(performance.now() - startedMs).toBeLessThan(3000);
+      expect(vm.log).toContain('Redis is now ready to exit');
+    } finally {
+      await vm.end();
+    }
+  });
+
   test('panic: ends QEMU without a word of parting', async () => {
     const vm = await GuestVm.start(image);
     try {
