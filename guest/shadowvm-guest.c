@@ -31,6 +31,8 @@
 #define PORT_NAME "org.shadowvm.heartbeat"
 #define APP_STATUS_PATH "/run/app-status"
 #define BEAT_NS 50000000LL
+#define PORT_RETRY_NS 5000000LL
+#define PORT_TRIES 2000
 #define SLOW_BEATS 10 // memory figures and the status file's identity are looked at every this many beats
 #define APP_STATUS_MAX 160
 #define INPUT_LINE_MAX 4096
@@ -247,6 +249,7 @@ static void run_command(struct agent *agent, const char *id, const char *command
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, NULL);
+  write_file("/proc/self/oom_score_adj", "0");
   setsid();
   int in = open("/dev/null", O_RDONLY);
   int out = open("/dev/console", O_WRONLY | O_NOCTTY);
@@ -400,6 +403,9 @@ static _Noreturn void agent_main(void) {
     console("agent runs without real-time priority: %s", strerror(errno));
   if (mlockall(MCL_CURRENT | MCL_FUTURE) < 0) console("agent could not lock its memory: %s", strerror(errno));
 
+  // Out of memory, the guest must end its services and not what speaks for it.
+  write_file("/proc/self/oom_score_adj", "-1000");
+
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGCHLD);
@@ -409,7 +415,14 @@ static _Noreturn void agent_main(void) {
   agent.signal_fd = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
   agent.meminfo_fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
 
-  for (int64_t next_ns = clock_ns(CLOCK_MONOTONIC);;) {
+  // The modules of the port are loading at this moment: looked for more often than beats come, it gives the host its
+  // first sign of life at once. A machine without such a port is not worth the effort for long.
+  int64_t next_ns = clock_ns(CLOCK_MONOTONIC);
+  for (int tries = 0; tries < PORT_TRIES && agent.port_fd < 0; tries++) {
+    open_port(&agent);
+    if (agent.port_fd < 0) sleep_until_ns(next_ns += PORT_RETRY_NS);
+  }
+  for (;;) {
     int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
     if (now_ns >= next_ns) {
       beat(&agent);

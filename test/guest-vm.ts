@@ -35,13 +35,15 @@ export class GuestVm {
     const file = (name: string) => join(this.#folder, name);
     const mhz = /cpu MHz\s*: ([\d.]+)/.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1] ?? '2000';
     const kernelArguments = [
-      'console=ttyS0 quiet panic=-1 reboot=t mitigations=off cryptomgr.notests',
+      'console=ttyS0 quiet pci=off panic=-1 reboot=t mitigations=off cryptomgr.notests',
       // Without it the kernel measures the TSC itself, which fails at random under emulation and hangs the boot.
       `tsc_early_khz=${Math.round(Number(mhz) * 1000)}`,
       'shadowvm.host=tester shadowvm.ip=10.0.2.15/24 shadowvm.gw=10.0.2.2',
     ];
     return [
-      ...['-M', 'microvm,acpi=on,memory-backend=ram0', '-accel', 'tcg,thread=multi', '-cpu', 'max', '-m', '256'],
+      ...['-M', 'microvm,acpi=on,memory-backend=ram0', '-accel', 'tcg,thread=multi', '-m', '256'],
+      // QEMU 7.2's cmpxchg16b spoils EFLAGS: Debian 13's kernel dies of it within seconds of load.
+      ...['-cpu', 'max,cx16=off'],
       ...['-object', 'memory-backend-memfd,id=ram0,size=256M,share=on', '-nodefaults', '-no-user-config'],
       ...['-display', 'none', '-no-reboot'],
       ...['-chardev', `socket,id=console,path=${file('console')},server=on,wait=off,logfile=${file('log')}`],
