@@ -15,11 +15,11 @@ import { benchSwitchover, type DetectResult, type SwitchoverResult } from './swi
 
 /** Keyed by RAM in MiB where the size matters. */
 export interface BenchResults {
-  pause?: Record<string, PauseResult>;
-  switchover?: Record<string, SwitchoverResult>;
-  detect?: Record<string, DetectResult>;
-  scan?: Record<string, ScanResult>;
-  overhead?: OverheadResult;
+  pause: Record<string, PauseResult>;
+  switchover: Record<string, SwitchoverResult>;
+  detect: Record<string, DetectResult>;
+  scan: Record<string, ScanResult>;
+  overhead: OverheadResult | null;
 }
 
 const RAM_MIB = [256, 1024];
@@ -55,23 +55,23 @@ function progress(what: string): void {
 }
 
 async function run(rounds: number, only: string[]): Promise<BenchResults> {
-  const results: BenchResults = {};
+  const results: BenchResults = { pause: {}, switchover: {}, detect: {}, scan: {}, overhead: null };
   const guests = await BenchGuests.open();
   try {
     for (const ramMiB of RAM_MIB) {
       if (only.includes('pause')) {
         progress(`pause, ${ramMiB} MiB`);
-        (results.pause ??= {})[ramMiB] = await benchPause(guests, ramMiB, rounds);
+        results.pause[ramMiB] = await benchPause(guests, ramMiB, rounds);
       }
       if (only.includes('switchover')) {
         progress(`switchover and detection, ${ramMiB} MiB`);
         const { switchover, detect } = await benchSwitchover(guests, ramMiB, rounds, HANG_ROUNDS);
-        (results.switchover ??= {})[ramMiB] = switchover;
-        (results.detect ??= {})[ramMiB] = detect;
+        results.switchover[ramMiB] = switchover;
+        results.detect[ramMiB] = detect;
       }
       if (only.includes('scan')) {
         progress(`scan, ${ramMiB} MiB`);
-        (results.scan ??= {})[ramMiB] = benchScan(ramMiB, rounds);
+        results.scan[ramMiB] = benchScan(ramMiB, rounds);
       }
     }
     if (only.includes('overhead')) {
@@ -86,6 +86,7 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
 
 function print(results: BenchResults, checks: Check[]): void {
   for (const [section, figures] of Object.entries(results)) {
+    if (figures === null || Object.keys(figures).length === 0) continue;
     console.log(`\n${section}`);
     const groups = Object.values(figures).every((value) => typeof value === 'object') ? figures : { '': figures };
     for (const [ramMiB, values] of Object.entries(groups as Record<string, Record<string, number>>))
@@ -97,13 +98,17 @@ function print(results: BenchResults, checks: Check[]): void {
     console.log(`  ${kept ? 'kept  ' : 'BROKEN'} ${promise.padEnd(58)} ${measured}`);
 }
 
+/** A partial run renews its sections and leaves the others. */
+function merge(before: BenchResults, fresh: BenchResults): BenchResults {
+  const renewed = Object.entries(fresh).filter(([, figures]) => figures !== null && Object.keys(figures).length > 0);
+  return { ...before, ...Object.fromEntries(renewed) };
+}
+
 const { rounds, only } = readOptions();
 const fresh = await run(rounds, only);
 const path = outPath('bench.json');
-// A partial run renews its sections and leaves the others.
-const before: BenchResults =
-  existsSync(path) && only.length < SECTIONS.length ? JSON.parse(readFileSync(path, 'utf8')) : {};
-const results = { ...before, ...fresh };
+const results =
+  only.length < SECTIONS.length && existsSync(path) ? merge(JSON.parse(readFileSync(path, 'utf8')), fresh) : fresh;
 writeFileSync(path, `${JSON.stringify(results, null, 2)}\n`);
 print(results, checkPromises(results));
 console.log('\nresult: out/bench.json');

@@ -1,17 +1,15 @@
 /** How long the guest stands still for one epoch, against QEMU's own ways to save the same guest. */
-import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { nowMs, sleep } from '../harness/daemon.js';
 import { Protector } from '../src/protect/protector.js';
-import { QEMU_FD } from '../src/qemu/argv.js';
 import type { QemuProcess } from '../src/qemu/process.js';
 import { pacingSchema } from '../src/vm/spec.js';
 import type { BenchGuests } from './guest.js';
+import { migrateTo, unthrottle } from './migrate.js';
 import { p50, round } from './statistics.js';
 
 /** Epochs for the p99 of ours: a tail needs more than twenty samples. */
 const EPOCHS_MIN = 200;
-const MIGRATE_TIMEOUT_MS = 60_000;
 
 export interface PauseResult {
   oursMsP50: number;
@@ -25,19 +23,15 @@ export interface PauseResult {
 }
 
 export async function benchPause(guests: BenchGuests, ramMiB: number, rounds: number): Promise<PauseResult> {
-  // QEMU writes to descriptors that it inherits, one for each migration: it closes each, and may not open paths here.
-  const file = join(guests.dir, `migrate-${ramMiB}`);
-  const fds = Array.from({ length: 2 * rounds }, () => openSync(file, 'w'));
-  const vm = await guests.bootLoaded(ramMiB, fds);
-  for (const fd of fds) closeSync(fd);
+  const vm = await guests.bootLoaded(ramMiB);
   try {
     const ours = await measureOurs(guests, vm, ramMiB);
-    await vm.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 64 * 2 ** 30 });
-    const file = await measureMigrate(vm, QEMU_FD.more, rounds);
+    await unthrottle(vm);
+    const file = await measureMigrate(guests, vm, rounds);
     await vm.qmp.execute('migrate-set-capabilities', {
       capabilities: [{ capability: 'x-ignore-shared', state: true }],
     });
-    const ignoreShared = await measureMigrate(vm, QEMU_FD.more + rounds, rounds);
+    const ignoreShared = await measureMigrate(guests, vm, rounds);
     return {
       ...ours,
       migrateFileMsP50: p50(file),
@@ -78,19 +72,13 @@ async function measureOurs(guests: BenchGuests, vm: QemuProcess, ramMiB: number)
   }
 }
 
-/** stop, migrate into an inherited file, cont. @returns ms that the guest stood still, per round */
-async function measureMigrate(vm: QemuProcess, firstFd: number, rounds: number): Promise<number[]> {
+/** stop, migrate, cont. @returns ms that the guest stood still, per round */
+async function measureMigrate(guests: BenchGuests, vm: QemuProcess, rounds: number): Promise<number[]> {
   const pauses: number[] = [];
   for (let i = 0; i < rounds; i++) {
     const startMs = nowMs();
     await vm.qmp.execute('stop');
-    await vm.qmp.execute('migrate', { uri: `fd:${firstFd + i}` }, { timeoutMs: MIGRATE_TIMEOUT_MS });
-    for (;;) {
-      const { status } = await vm.qmp.execute('query-migrate');
-      if (status === 'completed') break;
-      if (status === 'failed') throw new Error('the migration failed');
-      await sleep(1);
-    }
+    await migrateTo(vm, join(guests.dir, 'migrate.sock'), null);
     await vm.qmp.execute('cont');
     pauses.push(nowMs() - startMs);
     await sleep(100);

@@ -7,6 +7,7 @@ import { ProcessHandle } from '../src/native/memory.js';
 import { QEMU_FD } from '../src/qemu/argv.js';
 import { MIB } from '../src/vm/spec.js';
 import { type BenchGuests, firstBeat, LOAD_SETTLE_MS, loadCommand } from './guest.js';
+import { migrateTo, unthrottle } from './migrate.js';
 import { p50, p99, round } from './statistics.js';
 
 export interface SwitchoverResult {
@@ -107,13 +108,10 @@ async function measureKills(ramMiB: number, rounds: number, hangRounds: number) 
 /** What one does without a shadow: a new QEMU that loads a file written by `migrate`. */
 async function measureRestore(guests: BenchGuests, ramMiB: number, rounds: number): Promise<number[]> {
   const file = join(guests.dir, `restore-${ramMiB}`);
-  const out = openSync(file, 'w');
-  const source = await guests.bootLoaded(ramMiB, [out]);
-  closeSync(out);
-  await source.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 64 * 2 ** 30 });
+  const source = await guests.bootLoaded(ramMiB);
+  await unthrottle(source);
   await source.qmp.execute('stop');
-  await source.qmp.execute('migrate', { uri: `fd:${QEMU_FD.more}` }, { timeoutMs: 60_000 });
-  while ((await source.qmp.execute('query-migrate')).status !== 'completed') await sleep(5);
+  await migrateTo(source, join(guests.dir, 'migrate.sock'), file);
   await source.dispose();
   if (statSync(file).size === 0) throw new Error('the migrate file is empty');
 

@@ -45,6 +45,8 @@ export interface CgroupDriver {
    * would kill a process of the group), INVALID_ARGUMENT
    */
   setLimits(name: string, limits: CgroupLimits): void;
+  /** Share of all cgroups of this driver together, 1–10000. @throws CGROUP_FAILED */
+  weighAll(cpuWeight: number): void;
   /** @throws CGROUP_FAILED */
   usage(name: string): CgroupUsage;
   /** Its processes must have ended; waits up to a second for the kernel to notice. @throws CGROUP_FAILED */
@@ -69,6 +71,11 @@ const CPU_PERIOD_US = 100_000;
 const CPU_PERCENT_MIN = 1;
 const CPU_PERCENT_MAX = 100 * 4096;
 const MEMORY_BYTES_MIN = 1024 * 1024;
+/**
+ * The VMs of a manager compete with everything else on the host as one group. At everybody's weight of 100 all of them
+ * together would get as much of a busy host as one single shell script.
+ */
+const ALL_VMS_CPU_WEIGHT = 1000;
 const REMOVE_TIMEOUT_MS = 1000;
 const REMOVE_RETRY_MS = 10;
 
@@ -88,7 +95,10 @@ export function openCgroups(parentName: string, sources?: CgroupSources): Cgroup
   const reasons: string[] = [];
   for (const open of [openV2, openV1]) {
     const result = open(parentName, mounts, where.ownCgroup);
-    if (result.driver !== null) return result;
+    if (result.driver !== null) {
+      result.driver.weighAll(ALL_VMS_CPU_WEIGHT);
+      return result;
+    }
     reasons.push(result.reason);
   }
   return { driver: null, reason: reasons.join('; ') };
@@ -217,6 +227,11 @@ class TreeDriver implements CgroupDriver {
       requireRange('memoryBytes', memoryBytes, MEMORY_BYTES_MIN, Number.MAX_SAFE_INTEGER);
     if (cpuWeight !== undefined) requireRange('cpuWeight', cpuWeight, 1, 10_000);
     attempt('set the limits of a cgroup', name, () => this.#write(name, limits));
+  }
+
+  weighAll(cpuWeight: number): void {
+    requireRange('cpuWeight', cpuWeight, 1, 10_000);
+    attempt('weigh the cgroup of all VMs', 'parent', () => this.#write('.', { cpuWeight }));
   }
 
   #write(name: string, { cpuPercent, memoryBytes, cpuWeight }: CgroupLimits): void {

@@ -2,6 +2,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import fs from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 import type { Duplex } from 'node:stream';
 import { monotonicMs } from '../clock.js';
@@ -22,11 +23,14 @@ export interface LaunchOptions extends Omit<QemuShape, 'sockets'> {
   /** Called with the process number as soon as there is one, to put it into a cgroup. */
   onSpawn?: (pid: number) => void;
   startTimeoutMs?: number;
+  /** Aborted: QEMU is killed, and its start fails. No effect once it has started. */
+  signal?: AbortSignal;
   /** More descriptors for QEMU, from QEMU_FD.more on; closing them is the caller's. */
   inheritFds?: number[];
 }
 
 const START_TIMEOUT_MS = 30_000;
+const MONITOR_NICE = -10;
 const SIGKILL = 9;
 const SIGSTOP = 19;
 
@@ -96,6 +100,8 @@ export class QemuProcess {
       fs.closeSync(deviceStateFd);
       for (const socketPath of socketPaths) fs.rmSync(socketPath, { force: true });
     };
+    const giveUp = () => child.kill('SIGKILL');
+    options.signal?.addEventListener('abort', giveUp);
     try {
       await spawned(child, options.qemuPath, attempted);
       const pid = child.pid as number;
@@ -113,6 +119,7 @@ export class QemuProcess {
         connectWhenUp(sockets.qmp, name, options.startTimeoutMs ?? START_TIMEOUT_MS),
         startFailed,
       ]);
+      runMonitorAhead(pid);
       // The shim holds the futex by which a death is noticed at once: without it there is no protection worth the name.
       if (control.read().alive === null)
         throw new ShadowVmError('QEMU_START_FAILED', {
@@ -143,6 +150,8 @@ export class QemuProcess {
     } catch (error) {
       discard();
       throw error;
+    } finally {
+      options.signal?.removeEventListener('abort', giveUp);
     }
   }
 
@@ -240,6 +249,18 @@ function spawned(child: ChildProcess, qemuPath: string, attempted: string): Prom
       ),
     );
   });
+}
+
+/**
+ * QEMU's first thread answers the monitor and saves device states: for an epoch's pause a guest waits for it. Its vCPUs
+ * are other threads, which exist already, and keep their place.
+ */
+function runMonitorAhead(pid: number): void {
+  try {
+    os.setPriority(pid, MONITOR_NICE);
+  } catch {
+    // Not root: longer pauses on a busy host, nothing else.
+  }
 }
 
 /** Our end of the socket pair that the child has as its descriptor QEMU_FD.incoming. */
