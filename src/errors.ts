@@ -17,6 +17,8 @@ export const ERROR_STATUS = {
   SHADOW_EXISTS: 409,
   SHADOW_NOT_READY: 409,
   PROMOTION_IN_PROGRESS: 409,
+  // Somebody took back what was asked for before it was done.
+  CANCELLED: 409,
   IMAGE_IN_USE: 409,
   STATE_LOCKED: 409,
   NETWORK_CONFLICT: 409,

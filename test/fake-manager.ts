@@ -24,7 +24,7 @@ export function vmView(name: string, more: Partial<VmView> = {}): VmView {
     networkMode: 'tap',
     createdAt: '2026-01-01T00:00:00.000Z',
     bootMs: 1234.5,
-    guest: { beats: 10, uptimeMs: 61_000, memTotalKiB: 250_000, memAvailableKiB: 200_000 },
+    guest: { beats: 10, uptimeMs: 61_000, memTotalKiB: 250_000, memAvailableKiB: 200_000, app: '-' },
     usage: { cpuPercent: 12.34, memoryPercent: 20, networkBytesPerSecond: 1500 },
     shadow: null,
     failure: null,
@@ -98,7 +98,7 @@ export class FakeManager implements ManagerPort {
   showVm(name: string): VmView {
     return this.#find(name);
   }
-  async runVm(input: VmSpecInput, progress: OnProgress): Promise<VmView> {
+  async runVm(input: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView> {
     this.calls.push(`run ${input.name}`);
     if (this.vms.has(input.name))
       throw new ShadowVmError('VM_EXISTS', {
@@ -110,7 +110,14 @@ export class FakeManager implements ManagerPort {
     const vm = vmView(input.name, { spec: vmSpecSchema.parse(input), state: 'booting' });
     this.vms.set(input.name, vm);
     progress({ message: 'starting QEMU', done: 0.1 });
-    await this.midway(progress);
+    const hungUp = new Promise<never>((_, reject) => {
+      signal?.addEventListener('abort', () => {
+        this.calls.push(`take ${input.name} back`);
+        this.vms.delete(input.name);
+        reject(new ShadowVmError('CANCELLED', { attempted: 'run the VM', subject: input.name, reason: 'hung up' }));
+      });
+    });
+    await Promise.race([this.midway(progress), hungUp]);
     progress({ message: 'the guest boots', done: 0.5 });
     vm.state = 'running';
     return vm;

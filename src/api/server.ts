@@ -17,9 +17,9 @@ import type { z } from 'zod';
 import { ERROR_STATUS, ShadowVmError, toShadowVmError } from '../errors.js';
 import type { ManagerPort } from '../manager/port.js';
 import { fileError } from '../manager/state-dir.js';
-import type { OnProgress, VmView } from '../vm/view.js';
+import type { OnProgress } from '../vm/view.js';
 import { Follower } from './follower.js';
-import { CONSOLE_PATH, noBody, type Route, type Routes, routes } from './routes.js';
+import { CONSOLE_PATH, noBody, type Route, routes } from './routes.js';
 import { CONSOLE_PROTOCOL, check, describeIssues, NDJSON, nameParamsSchema, type VersionResponse } from './schemas.js';
 
 const API_LIMITS = {
@@ -78,8 +78,6 @@ class Api implements ApiServer {
   readonly #app: FastifyInstance;
   readonly #followers = new Set<Follower>();
   readonly #consoles = new Set<Duplex>();
-  /** Names of VMs that are being made for a caller who waits. */
-  readonly #arriving = new Set<string>();
   #changes = 0;
   #stopping = false;
 
@@ -136,7 +134,8 @@ class Api implements ApiServer {
     this.#serve(routes.health, () => ({ status: this.#stopping ? ('stopping' as const) : ('ok' as const) }));
     this.#serve(routes.listVms, () => ({ vms: manager.listVms() }));
     this.#serve(routes.showVm, ({ name }) => manager.showVm(name));
-    this.#serve(routes.runVm, ({ body, hungUp }, progress) => this.#runVm(body, hungUp, progress));
+    // Taken back when the caller hangs up before it runs: nobody else knows that it is there.
+    this.#serve(routes.runVm, ({ body, hungUp }, progress) => manager.runVm(body, progress, hungUp));
     this.#serve(routes.stopVm, ({ name, body }, progress) => manager.stopVm(name, body, progress));
     this.#serve(routes.killVm, ({ name }) => manager.killVm(name));
     this.#serve(routes.removeVm, async ({ name, query }) => {
@@ -195,37 +194,6 @@ class Api implements ApiServer {
         }
       },
     });
-  }
-
-  /** Runs a VM, and takes it back when the caller hangs up before it runs: nobody else knows that it is there. */
-  async #runVm(spec: z.output<Routes['runVm']['body']>, hungUp: AbortSignal, progress: OnProgress): Promise<VmView> {
-    // A VM of this name that is there already, or comes by an earlier request, is not this caller's to take back.
-    const mine = !this.#arriving.has(spec.name) && !this.#manager.listVms().some((vm) => vm.name === spec.name);
-    const endNow = () => void this.#takeBack(spec.name, 'debug');
-    if (mine) {
-      this.#arriving.add(spec.name);
-      hungUp.addEventListener('abort', endNow, { once: true });
-    }
-    try {
-      const view = await this.#manager.runVm(spec, progress);
-      // It came up all the same, where it could not be ended while it booted.
-      if (mine && hungUp.aborted && this.#manager.listVms().some((vm) => vm.name === spec.name))
-        await this.#takeBack(spec.name, 'warn');
-      return view;
-    } finally {
-      // From here on the VM runs, or never was: a hang-up does not concern it any more.
-      if (mine) this.#arriving.delete(spec.name);
-      hungUp.removeEventListener('abort', endNow);
-    }
-  }
-
-  async #takeBack(name: string, levelOfFailure: 'debug' | 'warn'): Promise<void> {
-    try {
-      await this.#manager.removeVm(name, { force: true });
-      this.#log.info({ vm: name }, 'the caller hung up before the VM ran; it was taken back');
-    } catch (error) {
-      this.#log[levelOfFailure]({ err: error, vm: name }, 'the VM of a caller that hung up could not be taken back');
-    }
   }
 
   #admitChange(route: Route): () => void {

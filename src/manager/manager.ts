@@ -73,7 +73,7 @@ export class Manager implements ManagerPort {
     return this.get(name, 'show the VM').view();
   }
 
-  async runVm(input: VmSpecInput, progress: OnProgress): Promise<VmView> {
+  async runVm(input: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView> {
     const attempted = 'run the VM';
     this.requireOpen(attempted);
     const spec = parseSpec(input, attempted);
@@ -106,12 +106,18 @@ export class Manager implements ManagerPort {
     const address = network === null ? null : lowestFreeAddress(network.subnet, addresses);
     const vm = new ManagedVm(this.host, spec, image, address);
     this.vms.set(spec.name, vm);
+    const hungUp = () => void vm.cancelRun('who asked for it did not wait until it ran');
+    signal?.addEventListener('abort', hungUp);
     try {
-      await vm.run(progress);
+      const running = vm.run(progress);
+      if (signal?.aborted) hungUp();
+      await running;
     } catch (error) {
       this.vms.delete(spec.name);
       await this.host.options.stateDir.removeVmRecord(spec.name);
       throw error;
+    } finally {
+      signal?.removeEventListener('abort', hungUp);
     }
     return vm.view();
   }
@@ -229,11 +235,12 @@ export class Manager implements ManagerPort {
     await Promise.all(
       [...this.vms.values()].map(async (vm) => {
         try {
+          await vm.cancelRun('the manager is shutting down');
           if (vm.state === 'running') await vm.stop(CLOSE_TIMEOUT_MS, () => {});
         } catch (error) {
           log.warn({ err: error, vm: vm.spec.name }, 'stopping a VM at the end');
         }
-        await vm.release(); // also what was not running but starting, booting or promoting
+        await vm.release(); // also what was not running but promoting
       }),
     );
     await this.host.close();

@@ -7,11 +7,15 @@ export interface ManagerPort {
   listVms(): VmView[];
   /** @throws VM_NOT_FOUND */
   showVm(name: string): VmView;
-  /** Resolves when the guest beats. @throws VM_EXISTS, IMAGE_NOT_FOUND, QEMU_*, GUEST_BOOT_TIMEOUT, NETWORK_*, NO_SPACE */
-  runVm(spec: VmSpecInput, progress: OnProgress): Promise<VmView>;
+  /**
+   * Resolves when the guest beats. Until then `signal` takes the VM back; so do killVm and removeVm with `force`.
+   * Whatever it throws, nothing of the VM is left.
+   * @throws VM_EXISTS, IMAGE_NOT_FOUND, QEMU_*, GUEST_BOOT_TIMEOUT, NETWORK_*, NO_SPACE, CANCELLED
+   */
+  runVm(spec: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView>;
   /** Asks the guest to power off; after `timeoutMs` it is killed. @throws VM_NOT_FOUND, VM_NOT_RUNNING */
   stopVm(name: string, options: { timeoutMs: number }, progress: OnProgress): Promise<VmView>;
-  /** Stops at once, as pulling the plug: no promotion follows. */
+  /** Stops at once, as pulling the plug: no promotion follows. One that still starts or boots is gone after it. */
   killVm(name: string): Promise<VmView>;
   /** Forgets a stopped VM; with `force` it is killed first. @throws VM_BUSY when it runs */
   removeVm(name: string, options: { force: boolean }): Promise<void>;

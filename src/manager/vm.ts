@@ -2,7 +2,7 @@
 
 import fs from 'node:fs';
 import { monotonicMs } from '../clock.js';
-import { ShadowVmError } from '../errors.js';
+import { ShadowVmError, toShadowVmError } from '../errors.js';
 import type { Image } from '../image/store.js';
 import type { Usage } from '../monitor/thresholds.js';
 import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
@@ -68,6 +68,10 @@ export class ManagedVm {
   private bootMs: number | null = null;
   private failure: string | null = null;
   private launches = 0;
+  /** Aborted with the error that run() is to throw. */
+  private readonly giveUp = new AbortController();
+  /** Settles when run() has, and nothing of it is left or everything is up. */
+  private running: Promise<void> = Promise.resolve();
   private readonly processes = new Map<Side, { pid: number; startTicks: number }>();
   private readonly taps = new Set<string>();
   /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
@@ -116,33 +120,59 @@ export class ManagedVm {
 
   // ---- What users ask for ----
 
-  /** Boots the VM; resolves with its first heartbeat. Whatever fails, nothing stays behind. */
-  async run(progress: OnProgress): Promise<void> {
+  /** Boots the VM; resolves with its first heartbeat. Whatever fails, nothing stays behind. @throws CANCELLED */
+  run(progress: OnProgress): Promise<void> {
+    const running = this.start(progress);
+    this.running = running.catch(() => {}); // for who only waits for its end
+    return running;
+  }
+
+  /** Makes run() throw CANCELLED and waits until it has taken everything back. No effect when it is over. */
+  async cancelRun(reason: string): Promise<void> {
+    if (this.state !== 'starting' && this.state !== 'booting') return;
+    this.giveUp.abort(new ShadowVmError('CANCELLED', { attempted: 'run the VM', subject: this.spec.name, reason }));
+    await this.running;
+  }
+
+  private async start(progress: OnProgress): Promise<void> {
     const { spec, host } = this;
+    const { signal } = this.giveUp;
     try {
       host.requireMemory(spec.ramBytes, 'run the VM', spec.name);
       this.slot = host.takeSlot();
       this.accelerator = await host.accelerator(spec.accelerator);
       await this.save();
+      signal.throwIfAborted();
       this.event('info', 'vm.starting', `starting with ${spec.ramBytes / 2 ** 20} MiB on ${this.accelerator}`, {});
       progress({ message: `starting QEMU (${this.accelerator})` });
       const startedMs = monotonicMs();
       const primary = await this.launch('p', false);
       this.primary = primary;
+      signal.throwIfAborted();
       this.connect('p');
       this.state = 'booting';
       progress({ message: 'the guest boots' });
       await this.firstBeat(primary);
+      // From here on nothing waits: the VM runs and is ended as one that runs, or it never did.
       this.bootMs = monotonicMs() - startedMs;
       this.state = 'running';
-      await this.save();
+      this.save().catch((error: unknown) => this.logError(error, 'saving the record'));
       this.event('info', 'vm.running', `booted in ${Math.round(this.bootMs)} ms`, { bootMs: this.bootMs });
       this.watchPrimary(primary);
       this.usageTimer = setInterval(() => this.sampleUsage(), USAGE_INTERVAL_MS);
       this.keeper.resume();
-    } catch (error) {
-      this.state = 'failed';
+    } catch (cause) {
+      const cancelled = signal.aborted;
+      const error = toShadowVmError(cancelled ? signal.reason : cause, 'run the VM');
+      const during = this.state === 'booting' ? 'while its guest booted' : 'while it started';
       await this.release();
+      this.state = cancelled ? 'stopped' : 'failed';
+      this.event(
+        cancelled ? 'warn' : 'error',
+        `vm.${this.state}`,
+        `${cancelled ? 'taken back' : 'it failed'} ${during}: ${error.reason}`,
+        { code: error.code },
+      );
       throw error;
     }
   }
@@ -167,6 +197,7 @@ export class ManagedVm {
 
   /** Pulls the plug: no promotion follows. */
   async kill(): Promise<void> {
+    if (this.state === 'starting' || this.state === 'booting') return this.cancelRun('it was killed before it ran');
     this.requireRunning('kill the VM');
     this.state = 'stopping';
     this.watch?.close();
@@ -309,6 +340,7 @@ export class ManagedVm {
       tag,
       consoleLogPath: stateDir.consoleLogPath(spec.name),
       qemuLogPath: stateDir.qemuLogPath(spec.name),
+      signal: this.giveUp.signal,
       onSpawn: (pid) => {
         host.cgroups?.addProcess(tag, pid);
         this.processes.set(side, { pid, startTicks: startTicks(pid) });
@@ -336,8 +368,18 @@ export class ManagedVm {
 
   private firstBeat(primary: QemuProcess): Promise<void> {
     return new Promise((resolve, reject) => {
-      const fail = (code: 'GUEST_BOOT_TIMEOUT' | 'QEMU_START_FAILED', reason: string) => {
+      const { signal } = this.giveUp;
+      const settle = () => {
         clearTimeout(timer);
+        primary.agent.onBeat = undefined;
+        signal.removeEventListener('abort', cancel);
+      };
+      const cancel = () => {
+        settle();
+        reject(signal.reason as ShadowVmError);
+      };
+      const fail = (code: 'GUEST_BOOT_TIMEOUT' | 'QEMU_START_FAILED', reason: string) => {
+        settle();
         reject(
           new ShadowVmError(code, {
             attempted: 'boot the VM',
@@ -352,10 +394,11 @@ export class ManagedVm {
         BOOT_TIMEOUT_MS,
       );
       primary.agent.onBeat = () => {
-        clearTimeout(timer);
-        primary.agent.onBeat = undefined;
+        settle();
         resolve();
       };
+      signal.addEventListener('abort', cancel);
+      if (signal.aborted) cancel();
       void primary.exited.then(() => fail('QEMU_START_FAILED', 'the VM ended before its first heartbeat'));
     });
   }

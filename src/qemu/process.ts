@@ -102,6 +102,7 @@ export class QemuProcess {
     };
     const giveUp = () => child.kill('SIGKILL');
     options.signal?.addEventListener('abort', giveUp);
+    if (options.signal?.aborted) giveUp();
     try {
       await spawned(child, options.qemuPath, attempted);
       const pid = child.pid as number;
