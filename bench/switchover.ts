@@ -121,8 +121,10 @@ async function measureRestore(guests: BenchGuests, ramMiB: number, rounds: numbe
     const fd = openSync(file, 'r');
     const vm = await guests.launch(ramMiB, true, [fd]);
     closeSync(fd);
+    const loaded = vm.qmp.waitEvent('load the file', (e) => e.data?.status === 'completed', 60_000);
     await vm.qmp.execute('migrate-incoming', { uri: `fd:${QEMU_FD.more}` });
-    await vm.qmp.execute('cont'); // runs as soon as all is loaded
+    await loaded;
+    await vm.qmp.execute('cont');
     times.push((await firstBeat(vm)) - startMs);
     await vm.dispose();
   }

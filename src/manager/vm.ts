@@ -3,7 +3,7 @@
 import fs from 'node:fs';
 import { monotonicMs } from '../clock.js';
 import { ShadowVmError, toShadowVmError } from '../errors.js';
-import type { Image } from '../image/store.js';
+import { type Image, pinImage, recordBoot } from '../image/store.js';
 import type { Usage } from '../monitor/thresholds.js';
 import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
 import { macAddress, tapName } from '../network/address.js';
@@ -57,6 +57,8 @@ export class ManagedVm {
   private accelerator: 'kvm' | 'tcg' | null = null;
   private readonly network: Network | null;
   private slot: number | null = null;
+  /** The VM's own names of its image's files: a shadow has to be started with what its primary was started with. */
+  private kernel: { kernelPath: string; initrdPath: string } | null = null;
   private readonly mac: string;
   private readonly keeper: ShadowKeeper;
   private readonly switchover: Switchover;
@@ -142,6 +144,7 @@ export class ManagedVm {
       this.slot = host.takeSlot();
       this.accelerator = await host.accelerator(spec.accelerator);
       await this.save();
+      this.kernel = await pinImage(this.image as Image, host.options.stateDir.vmDir(spec.name));
       signal.throwIfAborted();
       this.event('info', 'vm.starting', `starting with ${spec.ramBytes / 2 ** 20} MiB on ${this.accelerator}`, {});
       progress({ message: `starting QEMU (${this.accelerator})` });
@@ -157,6 +160,7 @@ export class ManagedVm {
       this.bootMs = monotonicMs() - startedMs;
       this.state = 'running';
       this.save().catch((error: unknown) => this.logError(error, 'saving the record'));
+      recordBoot(host.options.imagesDir, spec.image, this.bootMs).catch(() => {}); // removed or replaced meanwhile
       this.event('info', 'vm.running', `booted in ${Math.round(this.bootMs)} ms`, { bootMs: this.bootMs });
       this.watchPrimary(primary);
       this.usageTimer = setInterval(() => this.sampleUsage(), USAGE_INTERVAL_MS);
@@ -313,8 +317,8 @@ export class ManagedVm {
   // ---- Starting QEMUs ----
 
   private async launch(side: Side, incoming: boolean): Promise<QemuProcess> {
-    const { host, spec, image } = this;
-    if (image === null) throw new Error('a VM that has ended can not be started');
+    const { host, spec, kernel } = this;
+    if (kernel === null) throw new Error('a VM that has ended can not be started');
     const { stateDir } = host.options;
     const tag = `${spec.name}_${++this.launches}`;
     if (this.network !== null) {
@@ -330,8 +334,7 @@ export class ManagedVm {
       version: host.qemu.version,
       spec,
       accelerator: this.accelerator ?? 'tcg',
-      kernelPath: image.kernelPath,
-      initrdPath: image.initrdPath,
+      ...kernel,
       tscKhz: host.tscKhz,
       network: this.attachment(side, incoming),
       uid: host.uidFor(this.slot ?? 0),

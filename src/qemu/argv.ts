@@ -43,7 +43,8 @@ export function qemuArgv(shape: QemuShape): string[] {
     ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
     ...['-machine', 'microvm,acpi=on,memory-backend=ram0'],
     ...['-accel', shape.accelerator === 'kvm' ? 'kvm' : 'tcg,thread=multi'],
-    ...['-cpu', shape.accelerator === 'kvm' ? 'host' : 'max'],
+    // cmpxchg16b of QEMU 7.2's emulation corrupts the flags now and then: kernels 6.12 (Debian 13's) die of it.
+    ...['-cpu', shape.accelerator === 'kvm' ? 'host' : 'max,cx16=off'],
     ...['-smp', `${spec.vcpus}`],
     ...['-m', `size=${spec.ramBytes / (1024 * 1024)}M`],
     ...['-object', `memory-backend-file,id=ram0,size=${spec.ramBytes},mem-path=/proc/self/fd/${QEMU_FD.ram},share=on`],
