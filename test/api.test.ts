@@ -12,7 +12,6 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Client } from '../src/api/client.js';
 import { FOLLOWER_QUEUE_MAX } from '../src/api/follower.js';
 import { type ApiLimits, type ApiServer, serveApi } from '../src/api/server.js';
-import { ShadowVmError } from '../src/errors.js';
 import type { Event, Progress } from '../src/vm/view.js';
 import { FakeManager, shadowView, vmView } from './fake-manager.js';
 
@@ -91,8 +90,12 @@ describe('questions and changes', () => {
     expect(vm.spec.vcpus).toBe(1);
     expect(await client.showVm('web')).toEqual(vm);
     expect(await client.listVms()).toEqual([vm]);
-    expect(await client.readLog('web')).toBe('console of web\nlogin:\n');
-    expect(await client.readLog('web', 'qemu', 7)).toBe('login:\n');
+    const log = await client.readLog('web');
+    expect(log).toEqual({ which: 'console', text: 'console of web\nlogin:\n', nextByte: 22 });
+    expect((await client.readLog('web', 'qemu', { maxBytes: 7 })).text).toBe('login:\n');
+    manager.logged = 'root\n';
+    const { nextByte: fromByte } = log;
+    expect(await client.readLog('web', 'console', { fromByte })).toMatchObject({ text: 'root\n', nextByte: 27 });
     expect(await client.injectFault('web', 'hang')).toEqual({ fault: 'hang', atNs: '12345' });
     expect(await client.guestExec('web', 'false')).toEqual({ exitCode: 1 });
 

@@ -241,6 +241,22 @@ describe('with a daemon', () => {
     await booting.until(() => !manager.vms.has('web'));
   });
 
+  test('a log is followed through what is added to the end of the VM', async () => {
+    manager.vms.set('web', vmView('web'));
+    const following = start(['vm', 'logs', 'web', '--follow', '--bytes', '7']);
+    await following.until(() => following.stdout === 'login:\n');
+    manager.logged = 'Grüße\n';
+    await following.until(() => following.stdout === 'login:\nGrüße\n');
+    manager.logged += 'reboot: Power down\n';
+    manager.vms.get('web')!.state = 'stopped';
+    expect(await following.ended).toEqual({
+      code: 0,
+      signal: null,
+      stdout: 'login:\nGrüße\nreboot: Power down\n',
+      stderr: 'web has ended\n',
+    });
+  });
+
   test('events are listed, followed, and end with the daemon', async () => {
     manager.vms.set('web', vmView('web'));
     manager.emit('vm.running', 'web');

@@ -4,7 +4,7 @@
  */
 import { Duplex } from 'node:stream';
 import { ShadowVmError } from '../src/errors.js';
-import type { ManagerPort } from '../src/manager/port.js';
+import type { LogPart, LogText, ManagerPort } from '../src/manager/port.js';
 import { type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
 import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../src/vm/view.js';
 
@@ -58,6 +58,8 @@ export class FakeManager implements ManagerPort {
   readonly vms = new Map<string, VmView>();
   readonly events: Event[] = [];
   readonly calls: string[] = [];
+  /** What the logs of all VMs have got since they booted. */
+  logged = '';
   readonly #listeners = new Set<(event: Event) => void>();
   /** Awaited in the middle of `runVm` and `createShadow`. */
   midway: (progress: OnProgress) => Promise<void> = async () => {};
@@ -146,9 +148,11 @@ export class FakeManager implements ManagerPort {
       });
     this.vms.delete(name);
   }
-  async readLog(name: string, which: 'console' | 'qemu', maxBytes: number): Promise<string> {
+  async readLog(name: string, which: 'console' | 'qemu', { maxBytes, fromByte }: LogPart): Promise<LogText> {
     this.#find(name);
-    return `${which} of ${name}\nlogin:\n`.slice(-maxBytes);
+    const log = `${which} of ${name}\nlogin:\n${this.logged}`;
+    const text = fromByte === undefined ? log.slice(-maxBytes) : log.slice(fromByte, fromByte + maxBytes);
+    return { text, nextByte: fromByte === undefined ? log.length : fromByte + text.length };
   }
   async openConsole(name: string): Promise<Duplex> {
     this.#find(name);

@@ -21,7 +21,7 @@ afterAll(async () => {
 });
 
 /** Runs a VM and acts when it has come to this step. */
-async function runUntil(step: string, act: () => void | Promise<unknown>, signal?: AbortSignal): Promise<unknown> {
+async function runUntil(step: string, act: () => unknown, signal?: AbortSignal): Promise<unknown> {
   const acts: unknown[] = [];
   const onProgress = ({ message }: Progress) => {
     if (message === step) acts.push(act());

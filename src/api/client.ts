@@ -76,9 +76,21 @@ export class Client {
   async removeVm(name: string, options: { force?: boolean } = {}): Promise<void> {
     await this.#call(routes.removeVm, { name, query: { force: options.force === true ? 'true' : 'false' } });
   }
-  /** The last `bytes` of the log, at most 1 MiB. */
-  async readLog(name: string, which: 'console' | 'qemu' = 'console', bytes = 64 * 1024): Promise<string> {
-    return (await this.#call(routes.readLog, { name, query: { which, bytes: String(bytes) } })).text;
+  /** The last bytes of the log, or those from `fromByte` on; at most 1 MiB, 64 KiB unless said. */
+  readLog(
+    name: string,
+    which: 'console' | 'qemu' = 'console',
+    part: { maxBytes?: number; fromByte?: number } = {},
+  ): Promise<{ text: string; nextByte: number }> {
+    const { maxBytes, fromByte } = part;
+    return this.#call(routes.readLog, {
+      name,
+      query: {
+        which,
+        ...(maxBytes === undefined ? {} : { bytes: String(maxBytes) }),
+        ...(fromByte === undefined ? {} : { from: String(fromByte) }),
+      },
+    });
   }
   injectFault(name: string, fault: Fault): Promise<{ fault: Fault; atNs: string }> {
     return this.#call(routes.injectFault, { name, body: { fault } });

@@ -40,6 +40,8 @@ export const removeVmQuerySchema = z.strictObject({ force: booleanText.default(f
 export const logsQuerySchema = z.strictObject({
   which: z.enum(['console', 'qemu']).default('console'),
   bytes: integerText.pipe(z.number().min(1).max(LOG_BYTES_MAX)).default(64 * 1024),
+  /** Go on where an earlier answer ended: its `nextByte`. Without it the last bytes are meant. */
+  from: integerText.optional(),
 });
 export const eventsQuerySchema = z.strictObject({
   /** Only events after the one with this number. */
@@ -65,7 +67,12 @@ export type HealthResponse = z.infer<typeof healthResponseSchema>;
 export const vmsResponseSchema = z.object({ vms: z.array(vmViewSchema) });
 export const shadowsResponseSchema = z.object({ shadows: z.array(shadowViewSchema) });
 export const removedResponseSchema = z.object({ removed: z.string() });
-export const logsResponseSchema = z.object({ which: z.enum(['console', 'qemu']), text: z.string() });
+export const logsResponseSchema = z.object({
+  which: z.enum(['console', 'qemu']),
+  text: z.string(),
+  /** What to give as `from` for that which is written later. */
+  nextByte: z.number().int(),
+});
 /** `atNs`: CLOCK_MONOTONIC nanoseconds as a decimal string, read just before the fault. */
 export const faultResponseSchema = z.object({ fault: faultBodySchema.shape.fault, atNs: z.string() });
 export const execResponseSchema = z.object({ exitCode: z.number().int() });

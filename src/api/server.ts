@@ -144,7 +144,10 @@ class Api implements ApiServer {
     });
     this.#serve(routes.readLog, async ({ name, query }) => ({
       which: query.which,
-      text: await manager.readLog(name, query.which, query.bytes),
+      ...(await manager.readLog(name, query.which, {
+        maxBytes: query.bytes,
+        ...(query.from === undefined ? {} : { fromByte: query.from }),
+      })),
     }));
     this.#serve(routes.injectFault, async ({ name, body }) => ({
       fault: body.fault,

@@ -1,12 +1,12 @@
 /** `shadowvm vm logs` */
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Client } from '../api/client.js';
 import { LOG_BYTES_MAX } from '../api/schemas.js';
 import { usageError } from './parse.js';
 import type { Session } from './session.js';
 
 const BYTES_DEFAULT = 64 * 1024;
-/** QEMU says something once in a blue moon. */
-const POLL_MS = 500;
+const POLL_MS = 200;
 
 export async function printLog(
   session: Session,
@@ -18,57 +18,39 @@ export async function printLog(
     throw usageError(`${bytes} bytes of log are asked for`, 'Ask for 1 to 1M with --bytes');
   const which = options.qemu === true ? 'qemu' : 'console';
   if (options.follow !== true) {
-    const text = await session.client.readLog(name, which, bytes);
-    session.result({ which, text }, text === '' || text.endsWith('\n') ? text : text + '\n');
+    const part = await session.client.readLog(name, which, { maxBytes: bytes });
+    session.result({ which, ...part }, part.text === '' || part.text.endsWith('\n') ? part.text : part.text + '\n');
     return;
   }
   if (session.json) throw usageError('--follow prints text as it comes, which is no JSON', 'Leave out --json');
-  await (which === 'console' ? followConsole(session, name, bytes) : followByAsking(session, name, bytes));
+  await follow(session, name, which, bytes);
 }
 
-/**
- * Listens before it reads, so that nothing falls between the two. What was both read and heard is printed once: it is
- * the longest end of what was read with which what was heard begins.
- */
-async function followConsole(session: Session, name: string, bytes: number): Promise<void> {
-  const line = await session.client.openConsole(name);
-  try {
-    let heard = '';
-    const hear = (chunk: string) => {
-      heard += chunk;
-    };
-    line.setEncoding('utf8');
-    line.on('data', hear);
-    const past = await session.client.readLog(name, 'console', bytes);
-    line.off('data', hear);
-    process.stdout.write(past + heard.slice(overlap(past, heard)));
-    for await (const chunk of line as AsyncIterable<string>)
-      if (!process.stdout.write(chunk)) await new Promise((resolve) => process.stdout.once('drain', resolve));
-  } finally {
-    line.destroy();
+/** Ends when the VM has. It is asked for and not listened to: the log goes on through every promotion by itself. */
+async function follow(session: Session, name: string, which: 'console' | 'qemu', bytes: number): Promise<void> {
+  const { client } = session;
+  let fromByte: number | undefined;
+  for (let ended = false; ; ) {
+    const { text, nextByte } = await client.readLog(
+      name,
+      which,
+      fromByte === undefined ? { maxBytes: bytes } : { maxBytes: LOG_BYTES_MAX, fromByte },
+    );
+    fromByte = nextByte;
+    if (text !== '') {
+      // Waited for: what a slow reader of ours does not take must not pile up here.
+      if (!process.stdout.write(text)) await new Promise((resolve) => process.stdout.once('drain', resolve));
+      continue;
+    }
+    if (ended) break;
+    // Asked before the last read, which so finds all that there will ever be.
+    ended = await hasEnded(client, name);
+    if (!ended) await sleep(POLL_MS);
   }
+  session.remark(`${name} has ended`);
 }
 
-async function followByAsking(session: Session, name: string, bytes: number): Promise<void> {
-  let past = await session.client.readLog(name, 'qemu', bytes);
-  process.stdout.write(past);
-  for (;;) {
-    await sleep(POLL_MS);
-    const now = await session.client.readLog(name, 'qemu', LOG_BYTES_MAX);
-    process.stdout.write(now.slice(now.startsWith(past) ? past.length : after(past, now)));
-    past = now;
-  }
-}
-
-/** Where in `now`, which may begin earlier or later than `past`, the end of `past` is over. */
-function after(past: string, now: string): number {
-  const at = past === '' ? 0 : now.lastIndexOf(past);
-  return at === -1 ? overlap(past, now) : at + past.length;
-}
-
-/** Length of the longest end of `first` that is a beginning of `second`. */
-export function overlap(first: string, second: string): number {
-  for (let length = Math.min(first.length, second.length); length > 0; length--)
-    if (first.endsWith(second.slice(0, length))) return length;
-  return 0;
+async function hasEnded(client: Client, name: string): Promise<boolean> {
+  const { state } = await client.showVm(name);
+  return state === 'stopped' || state === 'failed';
 }

@@ -113,7 +113,7 @@ export function addVmVerbs(program: Command): void {
       command
         .option('--qemu', "QEMU's own messages instead of the console")
         .addOption(new Option('--bytes <size>', 'the last so many; default: 64K').argParser(parse.logBytes))
-        .option('-f, --follow', 'go on with what is added, until Ctrl-C'),
+        .option('-f, --follow', 'go on with what is added, until the VM ends or Ctrl-C'),
     (session, args, options) => printLog(session, nameOf(args), options),
   );
 

@@ -1,6 +1,5 @@
 /** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
 import fs from 'node:fs';
-import { open } from 'node:fs/promises';
 import net from 'node:net';
 import type { Duplex } from 'node:stream';
 import { ShadowVmError } from '../errors.js';
@@ -11,7 +10,8 @@ import { vmSpecSchema } from '../vm/spec.js';
 import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../vm/view.js';
 import { ConsoleStream } from './console.js';
 import { Host, type HostOptions } from './host.js';
-import type { ManagerPort } from './port.js';
+import { readLogPart } from './log-file.js';
+import type { LogPart, LogText, ManagerPort } from './port.js';
 import { ManagedVm } from './vm.js';
 
 /** How long guests may take to shut down when the manager ends. */
@@ -151,24 +151,10 @@ export class Manager implements ManagerPort {
     this.host.options.events.append('info', 'vm.removed', name, 'the VM was removed', {});
   }
 
-  async readLog(name: string, which: 'console' | 'qemu', maxBytes: number): Promise<string> {
+  readLog(name: string, which: 'console' | 'qemu', part: LogPart): Promise<LogText> {
     this.get(name, 'read the log');
     const { stateDir } = this.host.options;
-    const path = which === 'console' ? stateDir.consoleLogPath(name) : stateDir.qemuLogPath(name);
-    let file: Awaited<ReturnType<typeof open>>;
-    try {
-      file = await open(path);
-    } catch {
-      return ''; // a VM that never got so far
-    }
-    try {
-      const { size } = await file.stat();
-      const from = Math.max(0, size - maxBytes);
-      const { buffer, bytesRead } = await file.read({ buffer: Buffer.alloc(size - from), position: from });
-      return buffer.subarray(0, bytesRead).toString('utf8');
-    } finally {
-      await file.close();
-    }
+    return readLogPart(which === 'console' ? stateDir.consoleLogPath(name) : stateDir.qemuLogPath(name), part);
   }
 
   async openConsole(name: string): Promise<Duplex> {

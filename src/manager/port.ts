@@ -3,6 +3,17 @@ import type { Duplex } from 'node:stream';
 import type { VmSpecInput } from '../vm/spec.js';
 import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../vm/view.js';
 
+export interface LogPart {
+  maxBytes: number;
+  /** Where to begin: the `nextByte` of an earlier answer. Without it, the last `maxBytes` are meant. */
+  fromByte?: number;
+}
+export interface LogText {
+  text: string;
+  /** Where what is written later will begin. Not behind a character of which only a part is written yet. */
+  nextByte: number;
+}
+
 export interface ManagerPort {
   listVms(): VmView[];
   /** @throws VM_NOT_FOUND */
@@ -19,8 +30,8 @@ export interface ManagerPort {
   killVm(name: string): Promise<VmView>;
   /** Forgets a stopped VM; with `force` it is killed first. @throws VM_BUSY when it runs */
   removeVm(name: string, options: { force: boolean }): Promise<void>;
-  /** The last bytes of the serial console (`console`) or of QEMU's own messages (`qemu`), oldest first. */
-  readLog(name: string, which: 'console' | 'qemu', maxBytes: number): Promise<string>;
+  /** A part of the serial console (`console`) or of QEMU's own messages (`qemu`), oldest first. */
+  readLog(name: string, which: 'console' | 'qemu', part: LogPart): Promise<LogText>;
   /** A live serial console; it follows the VM through promotions until either side closes it. */
   openConsole(name: string): Promise<Duplex>;
   /** Makes a fault for drills and demos: stops the vCPUs (SIGSTOP), panics the guest, or kills QEMU (SIGKILL). */
