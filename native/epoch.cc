@@ -67,6 +67,7 @@ CommitStats EpochBuffer::Sync(SharedMemory& target) {
   if (target.bytes != source_->bytes) throw Failure{"ERR_SIZE", "sync", "shadow and primary differ in RAM size"};
   const Stopwatch stopwatch;
   CommitStats stats;
+  synced_ = false;  // until this copy is complete: a copy that fails in the middle is neither the old one nor the new
   if (tracker_) tracker_->ScanAndRearm([](size_t, size_t) {});
   std::fill(pending_.begin(), pending_.end(), false);
   anyPending_ = false;
@@ -237,6 +238,8 @@ void EpochBuffer::Rewind(SharedMemory& target, size_t epochs) {
     for (size_t i = 0; i < undo.pages.size(); i++) {
       const size_t page = undo.pages[i];
       known_[page] = undo.hashes[i];
+      pending_[page] = true;  // the source still has what is taken back here, and the kernel will not report it again
+      anyPending_ = true;
       if (undo.hashes[i] == zeroHash_) {
         PunchHole(target, page);
       } else {

@@ -1,4 +1,5 @@
 // The JavaScript object EpochSource: an EpochBuffer behind a worker thread.
+#include <climits>
 #include <string>
 
 #include "addon.h"
@@ -17,7 +18,9 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value Rewind(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
-  void RequireOpen(Napi::Env env) const;
+  // Runs a job on the worker. Whatever speaks against it is a rejection too: callers look at the promise only.
+  template <typename MakeJob>
+  Napi::Value Run(Napi::Env env, MakeJob makeJob);
 
   std::shared_ptr<EpochBuffer> buffer_;
   std::unique_ptr<Worker> worker_;
@@ -41,6 +44,16 @@ static Napi::Object ToObject(Napi::Env env, const CommitStats& stats) {
   return result;
 }
 
+static Napi::Object ToObject(Napi::Env env, const PassStats& stats) {
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("scannedPages", static_cast<double>(stats.scannedPages));
+  result.Set("stagedPages", static_cast<double>(stats.stagedPages));
+  result.Set("copiedPages", static_cast<double>(stats.copiedPages));
+  result.Set("ms", static_cast<double>(stats.ns) / 1e6);
+  result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
+  return result;
+}
+
 void EpochSource::Register(Napi::Env env, Napi::Object exports) {
   exports.Set("EpochSource",
               DefineClass(env, "EpochSource",
@@ -53,80 +66,84 @@ void EpochSource::Register(Napi::Env env, Napi::Object exports) {
 // EpochSource({ram, control, pid, tracking: 'write' | 'checksum'})
 EpochSource::EpochSource(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EpochSource>(info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 1 || !info[0].IsObject())
-    throw Napi::TypeError::New(env, "EpochSource({ram, control, pid, tracking})");
+  const char* const usage = "EpochSource({ram, control, pid, tracking: 'write' | 'checksum'})";
+  if (!info[0].IsObject()) throw MakeTypeError(env, "EpochSource", usage);
   Napi::Object options = info[0].As<Napi::Object>();
-  const Napi::Value pid = options.Get("pid");
+  const int pid = static_cast<int>(WholeNumber(options.Get("pid"), 1, INT_MAX, "EpochSource", usage));
   const Napi::Value tracking = options.Get("tracking");
-  if (!pid.IsNumber() || !tracking.IsString())
-    throw Napi::TypeError::New(env, "EpochSource({ram, control, pid, tracking})");
-  const std::string mode = tracking.As<Napi::String>();
-  if (mode != "write" && mode != "checksum")
-    throw Napi::TypeError::New(env, "tracking must be 'write' or 'checksum'");
+  const std::string mode = tracking.IsString() ? tracking.As<Napi::String>().Utf8Value() : "";
+  if (mode != "write" && mode != "checksum") throw MakeTypeError(env, "EpochSource", usage);
   const std::shared_ptr<SharedMemory> ram = GuestRam::From(options.Get("ram"));
   const std::shared_ptr<ControlPage> control = QemuControl::From(options.Get("control"));
   try {
     std::unique_ptr<WriteTracker> tracker;
     if (mode == "write")
-      tracker = std::make_unique<WriteTracker>(pid.As<Napi::Number>().Int32Value(), control, ram->bytes);
+      tracker = std::make_unique<WriteTracker>(pid, control, ram->bytes);
     buffer_ = std::make_shared<EpochBuffer>(ram, control, std::move(tracker));
   } catch (const Failure& f) {
     throw MakeError(env, f.code, f.syscall, f.message);
+  } catch (const std::bad_alloc&) {
+    throw MakeError(env, "ENOMEM", "malloc", "not enough memory for the page tables of this RAM");
   }
   worker_ = std::make_unique<Worker>(env, "shadowvm-epoch");
 }
 
-void EpochSource::RequireOpen(Napi::Env env) const {
-  if (!buffer_) throw MakeError(env, "ERR_CLOSED", "epochSource", "this epoch source is closed");
+template <typename MakeJob>
+Napi::Value EpochSource::Run(Napi::Env env, MakeJob makeJob) {
+  try {
+    if (!buffer_) throw MakeError(env, "ERR_CLOSED", "epochSource", "this epoch source is closed");
+    return worker_->Run(env, makeJob());
+  } catch (const Napi::Error& error) {
+    Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
+    deferred.Reject(error.Value());
+    return deferred.Promise();
+  }
 }
 
 Napi::Value EpochSource::Sync(const Napi::CallbackInfo& info) {
-  RequireOpen(info.Env());
-  return worker_->Run(info.Env(), [buffer = buffer_, target = GuestRam::From(info[0])]() -> Worker::Finish {
-    const CommitStats stats = buffer->Sync(*target);
-    return [stats](Napi::Env env) { return ToObject(env, stats); };
+  return Run(info.Env(), [&] {
+    return [buffer = buffer_, target = GuestRam::From(info[0])]() -> Worker::Finish {
+      const CommitStats stats = buffer->Sync(*target);
+      return [stats](Napi::Env env) { return ToObject(env, stats); };
+    };
   });
 }
 
 Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
-  RequireOpen(info.Env());
-  return worker_->Run(info.Env(), [buffer = buffer_]() -> Worker::Finish {
-    const PassStats stats = buffer->Collect();
-    return [stats](Napi::Env env) {
-      Napi::Object result = Napi::Object::New(env);
-      result.Set("scannedPages", static_cast<double>(stats.scannedPages));
-      result.Set("stagedPages", static_cast<double>(stats.stagedPages));
-      result.Set("copiedPages", static_cast<double>(stats.copiedPages));
-      result.Set("ms", static_cast<double>(stats.ns) / 1e6);
-      result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
-      return result;
+  return Run(info.Env(), [&] {
+    return [buffer = buffer_]() -> Worker::Finish {
+      const PassStats stats = buffer->Collect();
+      return [stats](Napi::Env env) { return ToObject(env, stats); };
     };
   });
 }
 
 Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
-  RequireOpen(info.Env());
-  const size_t undoEpochs = CountArgument(info, 1);
-  return worker_->Run(info.Env(), [buffer = buffer_, target = GuestRam::From(info[0]), undoEpochs]() -> Worker::Finish {
-    const CommitStats stats = buffer->Commit(*target, undoEpochs);
-    return [stats](Napi::Env env) { return ToObject(env, stats); };
+  return Run(info.Env(), [&] {
+    const size_t undoEpochs = CountArgument(info, 1);
+    return [buffer = buffer_, target = GuestRam::From(info[0]), undoEpochs]() -> Worker::Finish {
+      const CommitStats stats = buffer->Commit(*target, undoEpochs);
+      return [stats](Napi::Env env) { return ToObject(env, stats); };
+    };
   });
 }
 
 Napi::Value EpochSource::Rewind(const Napi::CallbackInfo& info) {
-  RequireOpen(info.Env());
-  const size_t epochs = CountArgument(info, 1);
-  return worker_->Run(info.Env(), [buffer = buffer_, target = GuestRam::From(info[0]), epochs]() -> Worker::Finish {
-    buffer->Rewind(*target, epochs);
-    return [](Napi::Env env) { return env.Undefined(); };
+  return Run(info.Env(), [&] {
+    const size_t epochs = CountArgument(info, 1);
+    return [buffer = buffer_, target = GuestRam::From(info[0]), epochs]() -> Worker::Finish {
+      buffer->Rewind(*target, epochs);
+      return [](Napi::Env env) { return env.Undefined(); };
+    };
   });
 }
 
 Napi::Value EpochSource::Abort(const Napi::CallbackInfo& info) {
-  RequireOpen(info.Env());
-  return worker_->Run(info.Env(), [buffer = buffer_]() -> Worker::Finish {
-    buffer->Abort();
-    return [](Napi::Env env) { return env.Undefined(); };
+  return Run(info.Env(), [&] {
+    return [buffer = buffer_]() -> Worker::Finish {
+      buffer->Abort();
+      return [](Napi::Env env) { return env.Undefined(); };
+    };
   });
 }
 

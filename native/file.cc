@@ -10,7 +10,7 @@
 // (code "EAGAIN") when another process holds it. The caller keeps the fd open for as long as it wants the lock.
 static Napi::Value LockFile(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 1 || !info[0].IsString()) throw Napi::TypeError::New(env, "lockFile(path)");
+  if (!info[0].IsString()) throw MakeTypeError(env, "lockFile", "lockFile(path)");
   const std::string path = info[0].As<Napi::String>();
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) throw ErrnoError(env, errno, "open", path);
@@ -25,7 +25,7 @@ static Napi::Value LockFile(const Napi::CallbackInfo& info) {
 // createMemoryFile(name): fd of an empty file that lives in memory and vanishes with its last user.
 static Napi::Value CreateMemoryFile(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 1 || !info[0].IsString()) throw Napi::TypeError::New(env, "createMemoryFile(name)");
+  if (!info[0].IsString()) throw MakeTypeError(env, "createMemoryFile", "createMemoryFile(name)");
   const std::string name = info[0].As<Napi::String>();
   const int fd = memfd_create(name.c_str(), MFD_CLOEXEC);
   if (fd < 0) throw ErrnoError(env, errno, "memfd_create", name);

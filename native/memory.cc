@@ -53,8 +53,8 @@ void GuestRam::Register(Napi::Env env, Napi::Object exports) {
 
 GuestRam::GuestRam(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestRam>(info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 2 || !info[0].IsString() || !info[1].IsNumber())
-    throw Napi::TypeError::New(env, "GuestRam(name: string, bytes: number)");
+  if (!info[0].IsString() || !info[1].IsNumber())
+    throw MakeTypeError(env, "GuestRam", "GuestRam(name: string, bytes: number)");
   const double bytes = info[1].As<Napi::Number>().DoubleValue();
   // 2^44 bytes keeps page numbers within 32 bits.
   if (!(bytes >= kPageBytes) || bytes > 17592186044416.0 || static_cast<uint64_t>(bytes) % kPageBytes != 0 ||
@@ -70,7 +70,7 @@ GuestRam::GuestRam(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestRam>(
 std::shared_ptr<SharedMemory> GuestRam::From(Napi::Value value) {
   Napi::Env env = value.Env();
   if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(constructor_.Value()))
-    throw Napi::TypeError::New(env, "expected a GuestRam");
+    throw MakeTypeError(env, "GuestRam", "expected a GuestRam");
   GuestRam* self = Unwrap(value.As<Napi::Object>());
   self->Open(env);
   return self->memory_;
@@ -99,7 +99,6 @@ Napi::Value GuestRam::ResidentBytes(const Napi::CallbackInfo& info) {
 Napi::Value GuestRam::Differences(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   SharedMemory& a = Open(env);
-  if (info.Length() < 1) throw Napi::TypeError::New(env, "differences(other: GuestRam)");
   const std::shared_ptr<SharedMemory> b = From(info[0]);
   if (a.bytes != b->bytes) throw MakeError(env, "ERR_SIZE", "differences", "the two memories differ in size");
   static const uint8_t zeros[kPageBytes] = {};

@@ -42,7 +42,7 @@ struct Mac {
 // ---- Arguments: everything is checked here, so that nothing below sees a name that is too long or not a name. ----
 
 std::string TextArgument(const Napi::CallbackInfo& info, size_t index, const char* usage) {
-  if (info.Length() <= index || !info[index].IsString()) throw Napi::TypeError::New(info.Env(), usage);
+  if (!info[index].IsString()) throw MakeTypeError(info.Env(), "network", usage);
   return info[index].As<Napi::String>();
 }
 
@@ -59,17 +59,12 @@ std::string NameArgument(const Napi::CallbackInfo& info, size_t index, const cha
   return name;
 }
 
-// A whole number in [min, max]; a NaN, a fraction or a value out of range must not be cut to a valid one.
 uint32_t NumberArgument(const Napi::CallbackInfo& info, size_t index, const char* usage, double min, double max) {
-  if (info.Length() <= index || !info[index].IsNumber()) throw Napi::TypeError::New(info.Env(), usage);
-  const double value = info[index].As<Napi::Number>().DoubleValue();
-  if (!(value >= min && value <= max) || std::floor(value) != value)
-    throw Napi::RangeError::New(info.Env(), std::string(usage) + ": number out of range");
-  return static_cast<uint32_t>(value);
+  return static_cast<uint32_t>(WholeNumber(info[index], min, max, "network", usage));
 }
 
 bool BooleanArgument(const Napi::CallbackInfo& info, size_t index, const char* usage) {
-  if (info.Length() <= index || !info[index].IsBoolean()) throw Napi::TypeError::New(info.Env(), usage);
+  if (!info[index].IsBoolean()) throw MakeTypeError(info.Env(), "network", usage);
   return info[index].As<Napi::Boolean>();
 }
 

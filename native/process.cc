@@ -29,11 +29,12 @@ DeathWatch::DeathWatch(Napi::Env env, Napi::Function callback, std::function<boo
     : interrupt_(std::move(interrupt)) {
   Napi::ThreadSafeFunction notify = Napi::ThreadSafeFunction::New(env, callback, "deathWatch", 0, 1);
   notify.Unref(env);  // watching a VM does not by itself keep the manager alive
-  thread_ = std::thread([this, notify, wait = std::move(wait)] {
+  thread_ = std::thread([this, notify, ended = ended_, wait = std::move(wait)] {
     if (wait(stop_)) {
       const int64_t atNs = MonotonicNs();
-      notify.BlockingCall([atNs](Napi::Env env, Napi::Function callback) {
-        callback.Call({Napi::BigInt::New(env, atNs)});
+      notify.BlockingCall([atNs, ended](Napi::Env env, Napi::Function callback) {
+        // The death may have come before the end of the watch, and this call after it.
+        if (!*ended) callback.Call({Napi::BigInt::New(env, atNs)});
       });
     }
     Napi::ThreadSafeFunction(notify).Release();
@@ -41,6 +42,7 @@ DeathWatch::DeathWatch(Napi::Env env, Napi::Function callback, std::function<boo
 }
 
 DeathWatch::~DeathWatch() {
+  *ended_ = true;
   stop_ = 1;
   interrupt_(stop_);
   thread_.join();
@@ -71,7 +73,7 @@ QemuControl::QemuControl(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Qemu
 std::shared_ptr<ControlPage> QemuControl::From(Napi::Value value) {
   Napi::Env env = value.Env();
   if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(constructor_.Value()))
-    throw Napi::TypeError::New(env, "expected a QemuControl");
+    throw MakeTypeError(env, "QemuControl", "expected a QemuControl");
   QemuControl* self = Unwrap(value.As<Napi::Object>());
   self->Open(env);
   return self->control_;
@@ -104,7 +106,7 @@ Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
 // watchDeath(callback(atNs)): calls back once when the process dies. ERR_NO_SHIM when nothing holds the futex.
 void QemuControl::WatchDeath(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 1 || !info[0].IsFunction()) throw Napi::TypeError::New(env, "watchDeath(callback)");
+  if (!info[0].IsFunction()) throw MakeTypeError(env, "watchDeath", "watchDeath(callback)");
   if (!Open(env).born()) throw MakeError(env, "ERR_NO_SHIM", "futex", "no process has reported in this control page");
   if (watch_) throw MakeError(env, "ERR_BUSY", "futex", "this process is watched already");
   const std::shared_ptr<ControlPage> control = control_;
@@ -155,8 +157,7 @@ void ProcessHandle::Register(Napi::Env env, Napi::Object exports) {
 
 ProcessHandle::ProcessHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ProcessHandle>(info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 1 || !info[0].IsNumber()) throw Napi::TypeError::New(env, "ProcessHandle(pid: number)");
-  const int pid = info[0].As<Napi::Number>().Int32Value();
+  const int pid = static_cast<int>(WholeNumber(info[0], 1, INT_MAX, "ProcessHandle", "ProcessHandle(pid)"));
   pidfd_ = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
   if (pidfd_ < 0) throw ErrnoError(env, errno, "pidfd_open", std::to_string(pid));
 }
@@ -170,9 +171,9 @@ ProcessHandle::~ProcessHandle() {
 // signal(number): true when it was sent, false when the process has ended already.
 Napi::Value ProcessHandle::Signal(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 1 || !info[0].IsNumber()) throw Napi::TypeError::New(env, "signal(number)");
+  const int number = static_cast<int>(WholeNumber(info[0], 0, SIGRTMAX, "pidfd_send_signal", "signal(number)"));
   if (pidfd_ < 0) throw MakeError(env, "ERR_CLOSED", "pidfd_send_signal", "this process handle is closed");
-  if (syscall(SYS_pidfd_send_signal, pidfd_, info[0].As<Napi::Number>().Int32Value(), nullptr, 0) == 0)
+  if (syscall(SYS_pidfd_send_signal, pidfd_, number, nullptr, 0) == 0)
     return Napi::Boolean::New(env, true);
   if (errno == ESRCH) return Napi::Boolean::New(env, false);
   throw ErrnoError(env, errno, "pidfd_send_signal", "process");
@@ -181,7 +182,7 @@ Napi::Value ProcessHandle::Signal(const Napi::CallbackInfo& info) {
 // watchExit(callback(atNs)): calls back once when the process has ended and may be reaped.
 void ProcessHandle::WatchExit(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 1 || !info[0].IsFunction()) throw Napi::TypeError::New(env, "watchExit(callback)");
+  if (!info[0].IsFunction()) throw MakeTypeError(env, "watchExit", "watchExit(callback)");
   if (pidfd_ < 0) throw MakeError(env, "ERR_CLOSED", "poll", "this process handle is closed");
   if (watch_) throw MakeError(env, "ERR_BUSY", "poll", "this process is watched already");
   wakeup_ = eventfd(0, EFD_CLOEXEC);

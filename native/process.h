@@ -40,6 +40,7 @@ class DeathWatch {
 
  private:
   StopWord stop_{0};
+  const std::shared_ptr<bool> ended_ = std::make_shared<bool>(false);  // event loop's side only
   std::function<void(StopWord&)> interrupt_;
   std::thread thread_;
 };
