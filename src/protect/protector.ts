@@ -230,8 +230,9 @@ export class Protector {
     return new Promise((resolve) => setTimeout(resolve, ms));
   }
 
-  /** Ended early by halt(). */
+  /** Ended early by halt(); no sleep at all when halt() came first, in the middle of an epoch. */
   private sleep(ms: number): Promise<void> {
+    if (this.stopping) return Promise.resolve();
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, ms);
       this.wake = () => {
