@@ -101,7 +101,7 @@ describe('questions and changes', () => {
 
     expect(await client.createShadow('web')).toEqual(shadowView('web'));
     expect(await client.listShadows()).toEqual([shadowView('web')]);
-    expect(await client.promoteShadow('web')).toMatchObject({ generation: 2, resumeMs: 8.5 });
+    expect(await client.promoteShadow('web')).toMatchObject({ generation: 2, resumeMs: 8.5, planned: true });
     await client.removeShadow('web');
     expect(await client.listShadows()).toEqual([]);
 

@@ -207,6 +207,7 @@ export class FakeManager implements ManagerPort {
     return {
       vm: name,
       reason: 'by hand',
+      planned: true,
       generation: vm.generation,
       epoch: 42,
       cutAtNs: '1',
@@ -214,7 +215,7 @@ export class FakeManager implements ManagerPort {
       fencedAtNs: '3',
       resumedAtNs: '4',
       resumeMs: 8.5,
-      lagMs: 37,
+      lagMs: 0,
     };
   }
   async removeShadow(name: string): Promise<void> {

@@ -56,7 +56,7 @@ export function addShadowVerbs(program: Command): void {
       const done = await session.client.promoteShadow(nameOf(args));
       session.result(
         done,
-        `${done.vm} runs on its shadow after ${show.ms(done.resumeMs)}: generation ${done.generation}, rolled back ${done.lagMs <= 0 ? 'nothing' : show.ms(done.lagMs)}\n`,
+        `${done.vm} runs on its shadow after ${show.ms(done.resumeMs)}: generation ${done.generation}, rolled back ${done.lagMs === 0 ? 'nothing' : show.ms(done.lagMs)}\n`,
       );
     },
   );

@@ -35,12 +35,16 @@ const PRIMARY_CPU_HEADROOM = 2;
 /** Longer than a guest takes from the order to panic to its reset. */
 const DRILL_HOLD_MS = 1000;
 
+/** After its promotion a guest has the host for itself until its first heartbeat, but not longer than this. */
+const AWAKENING_MS = 500;
+
 /** The two QEMUs of a VM differ in their tap and their names; at each promotion they change roles. */
 type Side = 'p' | 's';
 const other = (side: Side): Side => (side === 'p' ? 's' : 'p');
 
 interface PromotionTimes {
   reason: string;
+  planned: boolean;
   /** The guest's own doing: the newest epochs may show it dead already. */
   guestAtFault: boolean;
   decidedAtNs: bigint;
@@ -488,16 +492,20 @@ export class ManagedVm {
   private primaryDied(death: Death): void {
     const reason = `${death.cause}: ${death.evidence}`;
     this.event('error', 'failure.detected', reason, { cause: death.cause }, death.decidedAtNs);
-    this.beginPromotion(reason, death.decidedAtNs, death.cause === 'guest-reset' || death.cause === 'guest-hung');
+    // One that dies while it is handed over is promoted because of that, from the newest epoch that there is.
+    if (this.switchover.phase === 'handing-over') this.promotion = null;
+    const guestAtFault = death.cause === 'guest-reset' || death.cause === 'guest-hung';
+    this.beginPromotion({ reason, planned: false, guestAtFault, decidedAtNs: death.decidedAtNs });
     this.switchover.dispatch({ type: 'primary-died', reason });
   }
 
-  private beginPromotion(reason: string, decidedAtNs: bigint, guestAtFault: boolean): void {
-    this.promotion ??= { reason, guestAtFault, decidedAtNs, fencedAtNs: 0n, resumedAtNs: 0n, from: null };
+  private beginPromotion(why: Omit<PromotionTimes, 'fencedAtNs' | 'resumedAtNs' | 'from'>): void {
+    this.promotion ??= { ...why, fencedAtNs: 0n, resumedAtNs: 0n, from: null };
   }
 
   private async handOver(): Promise<void> {
-    this.beginPromotion('by hand', process.hrtime.bigint(), false);
+    const decidedAtNs = process.hrtime.bigint();
+    this.beginPromotion({ reason: 'by hand', planned: true, guestAtFault: false, decidedAtNs });
     await this.keeper.shadow?.handOver();
   }
 
@@ -532,7 +540,10 @@ export class ManagedVm {
   }
 
   private async resumeShadow(): Promise<void> {
-    await this.keeper.shadow?.qemu?.qmp.execute('cont');
+    const qemu = this.keeper.shadow?.qemu;
+    const running = qemu?.qmp.execute('cont');
+    qemu?.agent.ping(); // right behind it: the guest's first sign of life is the end of the outage
+    await running;
     (this.promotion as PromotionTimes).resumedAtNs = process.hrtime.bigint();
   }
 
@@ -573,6 +584,7 @@ export class ManagedVm {
     this.lastPromotion = {
       vm: this.spec.name,
       reason,
+      planned: promotion.planned,
       generation: this.switchover.generation,
       epoch: from.epoch,
       cutAtNs: from.cutAtNs.toString(),
@@ -580,7 +592,7 @@ export class ManagedVm {
       fencedAtNs: promotion.fencedAtNs.toString(),
       resumedAtNs: promotion.resumedAtNs.toString(),
       resumeMs: ms(promotion.decidedAtNs, promotion.resumedAtNs),
-      lagMs: ms(from.cutAtNs, promotion.decidedAtNs),
+      lagMs: Math.max(0, ms(from.cutAtNs, promotion.decidedAtNs)),
     };
     this.event(
       'info',
@@ -598,6 +610,8 @@ export class ManagedVm {
       // The cut of the fencing ends when a QEMU attaches to the tap: before the next shadow does, it goes down for good.
       this.network?.severTap(this.tap(oldSide));
       await shadow.release();
+      // What follows costs CPU time, and so does a guest's awakening: the guest goes first.
+      await firstBeatOrTimeout(shadow.qemu as QemuProcess, AWAKENING_MS);
       await old.dispose();
       this.processes.delete(oldSide);
       await this.removeGroup(oldSide);
@@ -754,6 +768,12 @@ function guestFigures(beat: Beat, beats: number) {
 function startTicks(pid: number): number {
   const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
   return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]);
+}
+
+async function firstBeatOrTimeout(qemu: QemuProcess, timeoutMs: number): Promise<void> {
+  const untilMs = monotonicMs() + timeoutMs;
+  while (qemu.agent.firstBeatAtNs === null && monotonicMs() < untilMs)
+    await new Promise((resolve) => setTimeout(resolve, 2));
 }
 
 function lastLine(path: string): string {

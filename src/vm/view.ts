@@ -81,6 +81,8 @@ export type VmView = z.infer<typeof vmViewSchema>;
 export const promotionViewSchema = z.object({
   vm: z.string(),
   reason: z.string(),
+  /** Asked for, by hand: the guest stood still before its last epoch was cut, and nothing of it is rolled back. */
+  planned: z.boolean(),
   generation: z.number().int(),
   epoch: z.number().int(),
   /** When the promoted epoch was cut: guest writes after this moment are rolled back. */
@@ -90,7 +92,7 @@ export const promotionViewSchema = z.object({
   resumedAtNs: z.string(),
   /** Decision → vCPUs run. */
   resumeMs: z.number(),
-  /** Age of the promoted epoch at the decision. */
+  /** Age of the promoted epoch at the decision: what was rolled back. 0 where it was cut after that, as when planned. */
   lagMs: z.number(),
 });
 export type PromotionView = z.infer<typeof promotionViewSchema>;
