@@ -14,49 +14,72 @@ export const vmNameSchema = z
     'a name has 1 to 32 characters: lower-case letters, digits and hyphens, beginning with a letter',
   );
 
-/** A resource threshold held for a time: `cpu>60%/5s`. Units: percent of the VM's vCPUs, percent of RAM, bytes/s. */
-export const triggerSchema = z.object({
-  metric: z.enum(['cpu', 'memory', 'network']),
-  /** cpu, memory: percent 0–100. network: bytes per second, both directions together. */
-  above: z.number().positive(),
-  heldMs: z.number().int().min(0).max(3_600_000),
-});
+/** A whole number from `min` to `max`, and one sentence for whatever else it is. */
+function wholeNumber(min: number, max: number, told: string) {
+  return z.number(told).int(told).min(min, told).max(max, told);
+}
+
+/** A resource threshold held for a time: `cpu>60%/5s`. */
+export const triggerSchema = z
+  .object({
+    metric: z.enum(['cpu', 'memory', 'network']),
+    /**
+     * cpu: percent of all the VM's vCPUs together, so that 100 is all of them busy. memory: percent of its RAM.
+     * network: bytes per second, both directions together.
+     */
+    above: z.number().positive('a trigger is above 0'),
+    heldMs: wholeNumber(0, 3_600_000, 'a trigger is held for 0 to 3600000 ms, which is an hour'),
+  })
+  .refine(({ metric, above }) => metric === 'network' || above <= 100, {
+    path: ['above'],
+    error: (issue) =>
+      (issue.input as { metric: string }).metric === 'cpu'
+        ? 'a cpu trigger is at most 100, which is all vCPUs of the VM busy'
+        : 'a memory trigger is at most 100, which is all of the RAM',
+  });
 export type Trigger = z.infer<typeof triggerSchema>;
 
 export const shadowRuleSchema = z.discriminatedUnion('kind', [
   z.object({ kind: z.literal('manual') }),
   z.object({ kind: z.literal('always') }),
-  z.object({ kind: z.literal('when'), triggers: z.array(triggerSchema).min(1).max(8) }),
+  z.object({
+    kind: z.literal('when'),
+    triggers: z.array(triggerSchema).min(1, 'a rule has a trigger').max(8, 'a rule has at most 8 triggers'),
+  }),
 ]);
 export type ShadowRule = z.infer<typeof shadowRuleSchema>;
 
+function share(max: number, told: string) {
+  return z.number(told).positive(told).max(max, told);
+}
+
 export const pacingSchema = z.object({
   /** Upper bound wished for the age of the newest committed epoch. */
-  maxLagMs: z.number().int().min(20).max(60_000).default(500),
+  maxLagMs: wholeNumber(20, 60_000, 'the lag wished for is 20 to 60000 ms').default(500),
   /** Share of time the guest may stand still for epochs, 0–1. */
-  maxPausedShare: z.number().positive().max(0.5).default(0.03),
+  maxPausedShare: share(0.5, 'the share of time paused is above 0 and at most 0.5').default(0.03),
   /** Share of one host core the manager may spend on this VM's epochs, 0–1. */
-  cpuBudget: z.number().positive().max(1).default(0.15),
+  cpuBudget: share(1, 'the CPU budget is a share of one host CPU, above 0 and at most 1').default(0.15),
 });
 export type PacingLimits = z.infer<typeof pacingSchema>;
+
+const RAM_TOLD = `a VM has ${RAM_BYTES_MIN} to ${RAM_BYTES_MAX} bytes of RAM (${RAM_BYTES_MIN / MIB} MiB to ${RAM_BYTES_MAX / MIB / 1024} GiB), in whole MiB`;
+const PUBLISH_MAX = 32;
+const portSchema = wholeNumber(1, 65_535, 'a port is 1 to 65535');
 
 export const vmSpecSchema = z.object({
   name: vmNameSchema,
   image: z.string().min(1).default('default'),
-  ramBytes: z
-    .number()
-    .int()
-    .min(RAM_BYTES_MIN)
-    .max(RAM_BYTES_MAX)
-    .multipleOf(MIB, 'RAM must be whole MiB')
+  ramBytes: wholeNumber(RAM_BYTES_MIN, RAM_BYTES_MAX, RAM_TOLD)
+    .multipleOf(MIB, RAM_TOLD)
     .default(256 * MIB),
-  vcpus: z.number().int().min(1).max(VCPUS_MAX).default(1),
+  vcpus: wholeNumber(1, VCPUS_MAX, `a VM has 1 to ${VCPUS_MAX} vCPUs`).default(1),
   /** auto: a tap where taps are permitted, else QEMU's user-mode network. */
   network: z.enum(['auto', 'tap', 'user', 'none']).default('auto'),
   /** Host port → guest port; user-mode network only (on a tap the guest has an address of its own). */
   publish: z
-    .array(z.object({ hostPort: z.number().int().min(1).max(65535), guestPort: z.number().int().min(1).max(65535) }))
-    .max(32)
+    .array(z.object({ hostPort: portSchema, guestPort: portSchema }))
+    .max(PUBLISH_MAX, `a VM publishes at most ${PUBLISH_MAX} ports`)
     .default([]),
   accelerator: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
   /** How changed pages are found: write-protection tracking, checksums alone, or the better one that works here. */
