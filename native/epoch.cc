@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 #include <algorithm>
@@ -30,6 +32,17 @@ class Stopwatch {
  private:
   const int64_t startNs_ = ClockNs(CLOCK_MONOTONIC);
   const int64_t startCpuNs_ = ClockNs(CLOCK_THREAD_CPUTIME_ID);
+};
+
+// Puts this thread behind other work for as long as it lives.
+class LowPriority {
+ public:
+  LowPriority() : before_(getpriority(PRIO_PROCESS, Tid())) { setpriority(PRIO_PROCESS, Tid(), 10); }
+  ~LowPriority() { setpriority(PRIO_PROCESS, Tid(), before_); }  // fails without privileges, and then nothing is ahead
+
+ private:
+  static id_t Tid() { return static_cast<id_t>(syscall(SYS_gettid)); }
+  const int before_;
 };
 
 static void PunchHole(SharedMemory& memory, size_t page) {

@@ -15,6 +15,12 @@ export interface Beat {
 
 const LINE_CHARS_MAX = 1024;
 const EXECS_MAX = 16;
+const COMMAND_BYTES_MAX = 3500;
+/**
+ * One row of numbers for all agents: a command that was begun before a promotion may end after it, and must not be taken
+ * for one that was begun since.
+ */
+let nextExec = 1;
 
 /** One line of the agent, or null when it is none that we know. */
 export function parseBeat(line: string, atNs: bigint): Beat | null {
@@ -34,7 +40,6 @@ export function parseBeat(line: string, atNs: bigint): Beat | null {
 export class GuestAgent {
   private readonly socket: net.Socket;
   private buffer = '';
-  private nextExec = 1;
   private readonly execs = new Map<number, { resolve: (code: number) => void; reject: (e: ShadowVmError) => void }>();
   private closed = false;
   last: Beat | null = null;
@@ -56,6 +61,11 @@ export class GuestAgent {
     this.socket.on('close', () => this.close());
   }
 
+  /** Asks for a heartbeat at once. */
+  ping(): void {
+    this.socket.write('ping\n');
+  }
+
   /** Asks the guest to shut down cleanly. */
   poweroff(): void {
     this.socket.write('poweroff\n');
@@ -69,19 +79,20 @@ export class GuestAgent {
   /** Runs a shell command in the guest and tells its exit code. @throws INVALID_ARGUMENT, QUEUE_FULL, VM_NOT_RUNNING */
   exec(command: string): Promise<number> {
     const attempted = 'run a command in the guest';
-    if (command.includes('\n') || command.length > 3500)
+    if (command.includes('\n') || Buffer.byteLength(command) > COMMAND_BYTES_MAX)
       return Promise.reject(
         new ShadowVmError('INVALID_ARGUMENT', {
           attempted,
           subject: this.vm,
-          reason: 'a guest command is one line of at most 3500 characters',
+          reason: `a guest command is one line of at most ${COMMAND_BYTES_MAX} bytes`,
         }),
       );
+    if (this.closed) return Promise.reject(this.ended());
     if (this.execs.size >= EXECS_MAX)
       return Promise.reject(
         new ShadowVmError('QUEUE_FULL', { attempted, subject: this.vm, reason: `${EXECS_MAX} commands run already` }),
       );
-    const id = this.nextExec++;
+    const id = nextExec++;
     return new Promise((resolve, reject) => {
       this.execs.set(id, { resolve, reject });
       this.socket.write(`exec ${id} ${command}\n`);
@@ -92,15 +103,16 @@ export class GuestAgent {
     if (this.closed) return;
     this.closed = true;
     this.socket.destroy();
-    for (const { reject } of this.execs.values())
-      reject(
-        new ShadowVmError('VM_NOT_RUNNING', {
-          attempted: 'run a command in the guest',
-          subject: this.vm,
-          reason: 'the VM ended or was replaced by its shadow meanwhile',
-        }),
-      );
+    for (const { reject } of this.execs.values()) reject(this.ended());
     this.execs.clear();
+  }
+
+  private ended(): ShadowVmError {
+    return new ShadowVmError('VM_NOT_RUNNING', {
+      attempted: 'run a command in the guest',
+      subject: this.vm,
+      reason: 'the VM ended or was replaced by its shadow meanwhile',
+    });
   }
 
   private read(chunk: string): void {

@@ -48,6 +48,25 @@ interface Pending {
   timer: NodeJS.Timeout;
 }
 
+interface Message {
+  QMP?: unknown;
+  event?: string;
+  data?: Record<string, unknown>;
+  id?: number;
+  return?: unknown;
+  error?: { class?: string; desc?: string } | null;
+}
+
+/** null when it is no JSON object: a QEMU that its guest has taken over may say anything. */
+function parseMessage(line: string): Message | null {
+  try {
+    const message: unknown = JSON.parse(line);
+    return typeof message === 'object' && message !== null ? message : null;
+  } catch {
+    return null;
+  }
+}
+
 export class QmpClient {
   private readonly pending = new Map<number, Pending>();
   private readonly listeners = new Set<(event: QmpEvent) => void>();
@@ -209,18 +228,9 @@ export class QmpClient {
   }
 
   private readMessage(line: string): void {
-    let message: {
-      QMP?: object;
-      event?: string;
-      data?: Record<string, unknown>;
-      id?: number;
-      return?: unknown;
-      error?: { class: string; desc: string };
-    };
-    try {
-      message = JSON.parse(line);
-    } catch {
-      this.close('QEMU sent what is no JSON');
+    const message = parseMessage(line);
+    if (message === null) {
+      this.close('QEMU sent what is no message');
       return;
     }
     if (message.QMP !== undefined) {
@@ -242,7 +252,7 @@ export class QmpClient {
         new ShadowVmError('QMP_ERROR', {
           attempted: `run the QMP command ${waiting.command}`,
           subject: this.vm,
-          reason: message.error.desc,
+          reason: message.error?.desc ?? 'it gave no reason',
         }),
       );
     else waiting.resolve(message.return as never);
