@@ -11,6 +11,7 @@ import { pino } from 'pino';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Client } from '../src/api/client.js';
 import { FOLLOWER_QUEUE_MAX } from '../src/api/follower.js';
+import { noBody, routes } from '../src/api/routes.js';
 import { type ApiLimits, type ApiServer, serveApi } from '../src/api/server.js';
 import type { Event, Progress } from '../src/vm/view.js';
 import { FakeManager, shadowView, vmView } from './fake-manager.js';
@@ -122,6 +123,64 @@ describe('questions and changes', () => {
   test('creating answers 201, everything else 200', async () => {
     expect((await raw('POST', '/v1/vms', '{"name":"web"}')).status).toBe(201);
     expect((await raw('GET', '/v1/vms')).status).toBe(200);
+  });
+});
+
+describe('the description of the API', () => {
+  interface OpenApi {
+    openapi: string;
+    info: { version: string };
+    paths: Record<string, Record<string, Operation>>;
+    components: { schemas: Record<string, object> };
+  }
+  interface Operation {
+    parameters: { name: string; in: string; required?: boolean }[];
+    requestBody?: {
+      required: boolean;
+      content: Record<string, { schema: { properties: object; required: string[] } }>;
+    };
+    responses: Record<string, { content: Record<string, { schema: object }> }>;
+  }
+  const describeApi = async (): Promise<OpenApi> => JSON.parse((await raw('GET', '/v1/openapi.json')).body);
+
+  test('has every route with what it takes and answers', async () => {
+    const api = await describeApi();
+    expect(api).toMatchObject({ openapi: '3.1.0', info: { version: '1.2.3' } });
+    for (const [operationId, route] of Object.entries(routes)) {
+      const found = api.paths[route.path.replace(':name', '{name}')]?.[route.method.toLowerCase()];
+      expect(found, operationId).toMatchObject({ operationId, summary: route.attempted });
+      const { parameters, requestBody, responses } = found!;
+      expect(parameters.some((each) => each.in === 'path')).toBe(route.path.includes(':name'));
+      expect(requestBody !== undefined).toBe(route.body !== noBody);
+      expect(Object.keys(responses)).toEqual([String(route.status), 'default']);
+      expect('application/x-ndjson' in responses[route.status]!.content).toBe(
+        route.long || operationId === 'listEvents',
+      );
+    }
+    const operations = Object.values(api.paths).flatMap((path) => Object.keys(path));
+    expect(operations).toHaveLength(Object.keys(routes).length + 1); // and the console
+    expect(api.paths['/v1/vms/{name}/console']!.get!.responses).toHaveProperty('101');
+  });
+
+  test('says what may be left out, and refers to nothing that is not there', async () => {
+    const api = await describeApi();
+    const run = api.paths['/v1/vms']!.post!;
+    expect(run.requestBody).toMatchObject({ required: true });
+    expect(run.requestBody!.content['application/json']!.schema).toMatchObject({
+      properties: { ramBytes: { minimum: 67_108_864, default: 268_435_456 } },
+      required: ['name'],
+      additionalProperties: false,
+    });
+    expect(run.responses['201']!.content['application/json']!.schema).toEqual({ $ref: '#/components/schemas/Vm' });
+    expect(api.paths['/v1/vms/{name}/stop']!.post!.requestBody).toMatchObject({ required: false });
+    const text = JSON.stringify(api);
+    const referred = [...text.matchAll(/"\$ref":"([^"]*)"/g)].map((match) => match[1]!);
+    expect(referred.length).toBeGreaterThan(10);
+    for (const ref of referred) {
+      expect(ref).toMatch(/^#\/components\/schemas\/\w+$/);
+      expect(api.components.schemas).toHaveProperty(ref.split('/').at(-1)!);
+    }
+    expect(text).not.toMatch(/\$defs|\$schema/);
   });
 });
 

@@ -62,6 +62,7 @@ function change<
 
 export const routes = {
   version: query('/v1/version', 'ask for the version', s.versionResponseSchema),
+  openApi: query('/v1/openapi.json', 'describe the API', s.openApiResponseSchema),
   health: query('/v1/health', 'ask for the health', s.healthResponseSchema),
 
   listVms: query('/v1/vms', 'list the VMs', s.vmsResponseSchema),

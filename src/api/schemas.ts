@@ -62,6 +62,7 @@ export const versionResponseSchema = z.object({
   imagesDir: z.string(),
 });
 export type VersionResponse = z.infer<typeof versionResponseSchema>;
+export const openApiResponseSchema = z.record(z.string(), z.unknown());
 export const healthResponseSchema = z.object({ status: z.enum(['ok', 'stopping']) });
 export type HealthResponse = z.infer<typeof healthResponseSchema>;
 export const vmsResponseSchema = z.object({ vms: z.array(vmViewSchema) });

@@ -19,6 +19,7 @@ import type { ManagerPort } from '../manager/port.js';
 import { fileError } from '../manager/state-dir.js';
 import type { OnProgress } from '../vm/view.js';
 import { Follower } from './follower.js';
+import { openApi } from './openapi.js';
 import { CONSOLE_PATH, noBody, type Route, routes } from './routes.js';
 import { CONSOLE_PROTOCOL, check, describeIssues, NDJSON, nameParamsSchema, type VersionResponse } from './schemas.js';
 
@@ -131,6 +132,9 @@ class Api implements ApiServer {
   #routes(about: ApiOptions['about']): void {
     const manager = this.#manager;
     this.#serve(routes.version, () => ({ ...about, api: 'v1' as const, pid: process.pid }));
+    let description: Record<string, unknown> | undefined;
+    // Once and not before it is asked for: it takes some 20 ms.
+    this.#serve(routes.openApi, () => (description ??= openApi(about.version)));
     this.#serve(routes.health, () => ({ status: this.#stopping ? ('stopping' as const) : ('ok' as const) }));
     this.#serve(routes.listVms, () => ({ vms: manager.listVms() }));
     this.#serve(routes.showVm, ({ name }) => manager.showVm(name));
