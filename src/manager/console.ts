@@ -11,7 +11,7 @@ export class ConsoleStream extends Duplex {
   private retry: NodeJS.Timeout | undefined;
   private skipped = 0;
 
-  /** @param currentPath the console socket of the present primary; null when the VM has ended */
+  /** @param currentPath the console socket of the present primary; '' when there is none now, null when the VM has ended */
   constructor(private readonly currentPath: () => string | null) {
     super({ readableHighWaterMark: BACKLOG_BYTES_MAX });
     this.connect();
@@ -21,6 +21,10 @@ export class ConsoleStream extends Duplex {
     const path = this.currentPath();
     if (path === null) {
       this.push(null);
+      return;
+    }
+    if (path === '') {
+      this.retry = setTimeout(() => this.connect(), RETRY_MS);
       return;
     }
     const socket = net.connect(path);

@@ -26,6 +26,7 @@ export class ShadowKeeper {
   private wantedBecause: string | null = null;
   private triggered: TriggerStates = [];
   private timer: NodeJS.Timeout | undefined;
+  private dropping: Promise<unknown> = Promise.resolve();
   private failures = 0;
   private madeAtMs = 0;
   private suspended = true;
@@ -101,10 +102,12 @@ export class ShadowKeeper {
     this.shadow = this.options.make(because);
   }
 
-  private async drop(): Promise<void> {
+  /** Resolves when every shadow of this VM that was to go is gone, those of earlier calls included. */
+  private drop(): Promise<void> {
     clearTimeout(this.timer);
     const { shadow } = this;
     this.shadow = null;
-    await shadow?.dispose();
+    if (shadow !== null) this.dropping = Promise.all([this.dropping, shadow.dispose()]);
+    return this.dropping.then(() => {});
   }
 }
