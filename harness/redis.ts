@@ -70,7 +70,13 @@ export class RedisConnection {
     this.buffer = this.buffer.length === 0 ? chunk : Buffer.concat([this.buffer, chunk]);
     let at = 0;
     for (;;) {
-      const parsed = parseReply(this.buffer, at);
+      let parsed: ReturnType<typeof parseReply>;
+      try {
+        parsed = parseReply(this.buffer, at);
+      } catch (error) {
+        this.end(error as Error);
+        return;
+      }
       if (parsed === null) break;
       at = parsed.end;
       const waiting = this.waiting.shift();
@@ -93,17 +99,19 @@ export function parseReply(buffer: Buffer, from: number): { reply: Reply; end: n
     case '-':
       return { reply: new Error(line), end };
     case ':':
-      return { reply: Number(line), end };
+      return { reply: count(line), end };
     case '$': {
-      const length = Number(line);
+      const length = count(line);
       if (length < 0) return { reply: null, end };
       if (buffer.length < end + length + 2) return null;
       return { reply: buffer.toString('utf8', end, end + length), end: end + length + 2 };
     }
     case '*': {
       const items: Reply[] = [];
+      const length = count(line);
+      if (length < 0) return { reply: null, end };
       let at = end;
-      for (let i = 0; i < Number(line); i++) {
+      for (let i = 0; i < length; i++) {
         const item = parseReply(buffer, at);
         if (item === null) return null;
         items.push(item.reply);
@@ -112,6 +120,13 @@ export function parseReply(buffer: Buffer, from: number): { reply: Reply; end: n
       return { reply: items, end: at };
     }
     default:
-      throw new Error(`not a reply of Redis: ${line.slice(0, 40)}`);
+      throw garbage(buffer.toString('utf8', from, lineEnd));
   }
 }
+
+function count(text: string): number {
+  if (!/^-?\d{1,15}$/.test(text)) throw garbage(text);
+  return Number(text);
+}
+
+const garbage = (text: string) => new Error(`not a reply of Redis: ${text.slice(0, 40)}`);
