@@ -1,6 +1,6 @@
 /** `shadowvm shadow …` */
 import type { Command } from 'commander';
-import type { ShadowView } from '../vm/view.js';
+import type { ShadowState, ShadowView } from '../vm/view.js';
 import * as parse from './parse.js';
 import { addGroup, addVerb } from './session.js';
 import * as show from './table.js';
@@ -96,18 +96,40 @@ function shadowTable(shadows: ShadowView[]): string {
   );
 }
 
+/** What it means for the VM, in the words of somebody who has to decide. */
+const MEANING: Record<ShadowState, string> = {
+  starting: 'can not take over yet',
+  syncing: 'can not take over yet',
+  ready: 'can take over',
+  behind: 'can take over, but from longer ago than wished for',
+  promoting: 'takes over now',
+  failed: 'can not take over, and is made anew',
+};
+
 /** The shadow's lines in what is shown of its VM. */
-export function shadowDetails(shadow: ShadowView): [string, string | null][] {
+export function shadowDetails(shadow: ShadowView, maxLagMs: number): [string, string | null][] {
+  const { pauseMs, lagMsAtCommit } = shadow;
   return [
-    ['shadow', `${shadow.state}, ${show.ms(shadow.lagMs)} behind, made because: ${shadow.createdBecause}`],
-    ['shadow process', shadow.pid === null ? null : String(shadow.pid)],
-    ['epochs', `${shadow.epoch} committed, ${shadow.epochsAborted} aborted, one every ${show.ms(shadow.intervalMs)}`],
-    ['pause', `p50 ${show.ms(shadow.pauseMs.p50)}, p99 ${show.ms(shadow.pauseMs.p99)}`],
-    ['lag', `p50 ${show.ms(shadow.lagMsAtCommit.p50)}, p99 ${show.ms(shadow.lagMsAtCommit.p99)} at commit`],
+    ['shadow', `${shadow.state}: ${MEANING[shadow.state]}; process ${shadow.pid ?? show.NONE}`],
+    ['  because', shadow.createdBecause],
     [
-      'pages',
-      `${shadow.pagesScanned} scanned, ${shadow.pagesChanged} changed, ${shadow.pagesDroppedByChecksum} dropped by checksum`,
+      '  lag',
+      `${show.ms(shadow.lagMs)} now, p99 ${show.ms(lagMsAtCommit.p99)}, at most ${show.ms(maxLagMs)} wished for`,
     ],
-    ['copied', `${show.bytes(shadow.bytesCopied)} (${shadow.tracking} tracking)`],
+    ['  pause', `p50 ${show.ms(pauseMs.p50)}, p99 ${show.ms(pauseMs.p99)}, longest ${show.ms(pauseMs.max)}`],
+    [
+      '  epochs',
+      `${shadow.epoch} committed, ${shadow.epochsAborted} aborted, the next after ${show.ms(shadow.intervalMs)}`,
+    ],
+    [
+      '  pages',
+      `${shadow.pagesChanged} changed, ${shadow.pagesDroppedByChecksum} dropped by checksum, ${show.bytes(shadow.bytesCopied)} copied`,
+    ],
+    [
+      '  tracking',
+      shadow.tracking === 'write'
+        ? 'write: only changed pages are looked at'
+        : 'checksum: every page is read each time',
+    ],
   ];
 }

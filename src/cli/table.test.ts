@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { bytes, bytesPerSecond, details, ms, percent, printable, table, time } from './table.js';
+import { bytes, bytesPerSecond, details, ms, percent, printable, span, table, time } from './table.js';
 
 test('columns are as wide as their widest cell, numbers end below each other, lines have no trailing blanks', () => {
   const rows = [
@@ -54,6 +54,15 @@ test.each([
   [268_435_456, '256 MiB'],
   [1_048_575, '1.0 MiB'],
 ])('%d bytes are shown as %s', (value, text) => expect(bytes(value)).toBe(text));
+
+test.each([
+  [0, '0 s'],
+  [45_900, '45 s'],
+  [60_000, '1 min'],
+  [312_000, '5 min 12 s'],
+  [12_000_000, '3 h 20 min'],
+  [86_400_000 * 12 + 3600_000 * 4, '12 d 4 h'],
+])('%d ms last %s', (value, text) => expect(span(value)).toBe(text));
 
 test('rates, percentages and times', () => {
   expect(bytesPerSecond(999)).toBe('999 B/s');

@@ -53,6 +53,29 @@ export function ms(value: number | null | undefined): string {
   return `${Math.floor(value / 86_400_000)} d`;
 }
 
+/** How long something lasts, to two units: 45 s, 5 min 12 s, 3 h 20 min, 12 d 4 h */
+export function span(value: number): string {
+  const seconds = Math.floor(value / 1000);
+  const units = [
+    [86_400, 'd'],
+    [3600, 'h'],
+    [60, 'min'],
+    [1, 's'],
+  ] as const;
+  const first = units.findIndex(([size]) => seconds >= size);
+  if (first === -1) return '0 s';
+  let rest = seconds;
+  return units
+    .slice(first, first + 2)
+    .map(([size, unit]) => {
+      const count = Math.floor(rest / size);
+      rest -= count * size;
+      return count === 0 ? '' : `${count} ${unit}`;
+    })
+    .join(' ')
+    .trimEnd();
+}
+
 export function percent(value: number | null | undefined): string {
   return value === null || value === undefined ? NONE : `${value.toFixed(1)}%`;
 }

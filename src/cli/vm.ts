@@ -301,32 +301,48 @@ function vmTable(vms: VmView[]): string {
   );
 }
 
+/** What somebody who was woken up asks, in that order: how is it, would it survive, how close is the shadow, what is it. */
 function vmDetails(vm: VmView): string {
   const { guest, usage, spec } = vm;
-  const rule = spec.shadow.kind === 'when' ? spec.shadow.triggers.map(formatTrigger).join(', ') : spec.shadow.kind;
+  const network = [vm.networkMode, vm.tap, vm.mac].filter((part) => part !== null).join(' ');
   return show.details([
     ['name', vm.name],
-    ['state', vm.state],
+    ['state', `${vm.state}, generation ${vm.generation}`],
     ['failure', vm.failure],
-    ['generation', String(vm.generation)],
-    ['image', spec.image],
-    ['size', `${spec.vcpus} vCPU${spec.vcpus === 1 ? '' : 's'}, ${formatBytesExact(spec.ramBytes)} RAM`],
-    ['accelerator', vm.accelerator],
-    ['process', vm.pid === null ? null : String(vm.pid)],
-    ['network', vm.tap === null ? vm.networkMode : `${vm.networkMode} ${vm.tap}`],
-    ['address', vm.address],
-    ['mac', vm.mac],
+    ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, booted in ${show.ms(vm.bootMs)}`],
+    ['address', `${vm.address ?? show.NONE} (${network})`],
     ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
-    ['created', show.time(vm.createdAt)],
-    ['booted in', vm.bootMs === null ? null : show.ms(vm.bootMs)],
-    ['uptime', guest === null ? null : show.ms(guest.uptimeMs)],
+    ['process', vm.pid === null ? null : `${vm.pid} on ${vm.accelerator}`],
     [
       'usage',
-      usage === null
+      usage === null || vm.pid === null
         ? null
         : `CPU ${show.percent(usage.cpuPercent)}, memory ${show.percent(usage.memoryPercent)}, network ${show.bytesPerSecond(usage.networkBytesPerSecond)}`,
     ],
-    ['shadow rule', rule],
-    ...(vm.shadow === null ? [] : shadowDetails(vm.shadow)),
+    ['says', guest === null || guest.app === show.NONE ? null : guest.app],
+    ...(vm.shadow === null ? noShadow(vm) : shadowDetails(vm.shadow, spec.pacing.maxLagMs)),
+    [
+      'declared',
+      `${vcpus(spec.vcpus)}, ${formatBytesExact(spec.ramBytes)} RAM, image ${spec.image}, shadow ${rule(vm)}`,
+    ],
+    ['created', show.time(vm.createdAt)],
   ]);
+}
+
+const vcpus = (count: number): string => `${count} vCPU${count === 1 ? '' : 's'}`;
+
+function rule({ spec }: VmView): string {
+  return spec.shadow.kind === 'when'
+    ? `when ${spec.shadow.triggers.map(formatTrigger).join(' or ')}`
+    : spec.shadow.kind;
+}
+
+function noShadow(vm: VmView): [string, string][] {
+  if (vm.state === 'stopped' || vm.state === 'failed') return [];
+  const how = {
+    manual: `make one with \`shadowvm shadow create ${vm.name}\``,
+    when: `one is made ${rule(vm)}`,
+    always: 'one is on its way',
+  }[vm.spec.shadow.kind];
+  return [['shadow', `none, a failure would be the end of this VM; ${how}`]];
 }
