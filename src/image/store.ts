@@ -208,6 +208,7 @@ async function writeManifest(dir: string, manifest: ImageManifest): Promise<void
   const file = await open(temporary, 'wx', 0o644);
   try {
     await file.writeFile(`${JSON.stringify(manifestSchema.parse(manifest), null, 2)}\n`);
+    await file.chmod(0o644); // whatever the umask: images hold no secrets and serve the managers of all users
     await file.sync();
   } finally {
     await file.close();

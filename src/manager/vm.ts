@@ -17,8 +17,9 @@ import type { EffectName } from '../switchover/machine.js';
 import { Switchover } from '../switchover/switchover.js';
 import { type Death, FailureWatch } from '../switchover/watch.js';
 import type { VmSpec } from '../vm/spec.js';
-import type { OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
+import type { OnProgress, PromotionView, ShadowState, VmState, VmView } from '../vm/view.js';
 import type { Host } from './host.js';
+import { Repeated } from './repeated.js';
 import { ShadowKeeper } from './shadow-keeper.js';
 import type { VmRecord } from './state-dir.js';
 
@@ -37,6 +38,32 @@ const DRILL_HOLD_MS = 1000;
 
 /** After its promotion a guest has the host for itself until its first heartbeat, but not longer than this. */
 const AWAKENING_MS = 500;
+
+/** Aborted epochs come in rows; their number is what tells how bad it is. */
+const ABORTS_TOLD_EVERY_MS = 5000;
+
+/** What a death is called when it is told to people. */
+const DEATH_WORDS: Record<Death['cause'], string> = {
+  'process-died': 'QEMU died',
+  'monitor-ended': 'QEMU died',
+  'process-stopped': 'QEMU hangs',
+  'qemu-hung': 'QEMU hangs',
+  'guest-reset': 'the guest crashed',
+  'guest-hung': 'the guest hangs',
+};
+const FAULT_WORDS = {
+  kill: 'QEMU is killed',
+  hang: 'QEMU is stopped in the middle of what it does',
+  panic: "the guest's kernel is told to panic",
+};
+const SHADOW_WORDS: Record<ShadowState, string> = {
+  starting: 'the shadow starts',
+  syncing: 'the shadow is up and can not take over yet',
+  ready: 'the shadow can take over',
+  behind: 'the shadow can take over but is behind',
+  promoting: 'the shadow takes over',
+  failed: 'the shadow failed, nothing protects the VM now',
+};
 
 /** The two QEMUs of a VM differ in their tap and their names; at each promotion they change roles. */
 type Side = 'p' | 's';
@@ -73,6 +100,7 @@ export class ManagedVm {
   private usage: Usage | null = null;
   private bootMs: number | null = null;
   private failure: string | null = null;
+  private readonly aborts = new Repeated(ABORTS_TOLD_EVERY_MS);
   private launches = 0;
   /** Aborted with the error that run() is to throw. */
   private readonly giveUp = new AbortController();
@@ -99,7 +127,7 @@ export class ManagedVm {
       rule: spec.shadow,
       make: (because) => this.makeShadow(because),
       onRemake: (delayMs) =>
-        this.event('info', 'shadow.remake', `the shadow is made anew in ${delayMs} ms`, { delayMs }),
+        this.event('info', 'shadow.remake', `another shadow is made in ${delayMs} ms`, { delayMs }),
     });
     this.switchover = new Switchover(spec.name, generation, {
       'hand-over': () => this.handOver(),
@@ -200,7 +228,7 @@ export class ManagedVm {
     }, timeoutMs);
     await primary.exited;
     clearTimeout(timer);
-    await this.end('stopped', 'stopped');
+    await this.end('stopped', 'shut down as asked for');
   }
 
   /** Pulls the plug: no promotion follows. */
@@ -210,7 +238,7 @@ export class ManagedVm {
     this.state = 'stopping';
     this.watch?.close();
     await this.keeper.close();
-    await this.end('stopped', 'killed');
+    await this.end('stopped', 'killed by hand');
   }
 
   /** @throws SHADOW_EXISTS, VM_NOT_RUNNING; and whatever kept the shadow from becoming ready */
@@ -254,7 +282,7 @@ export class ManagedVm {
       primary = this.requireRunning('inject a fault');
     }
     const atNs = process.hrtime.bigint().toString();
-    this.event('warn', 'fault.injected', `drill: ${fault}`, { fault });
+    this.event('warn', 'fault.injected', `a drill: ${FAULT_WORDS[fault]}`, { fault });
     if (fault === 'kill') primary.kill();
     if (fault === 'hang') primary.freeze();
     if (fault === 'panic') primary.agent.panic();
@@ -293,7 +321,8 @@ export class ManagedVm {
       name: this.spec.name,
       state: this.state,
       generation: this.switchover.generation,
-      spec: this.spec,
+      // A rule that was switched off by hand holds no more.
+      spec: { ...this.spec, shadow: this.keeper.rule },
       accelerator: this.accelerator,
       pid: this.primary?.pid ?? null,
       address: this.address,
@@ -418,8 +447,10 @@ export class ManagedVm {
       onShutdown: (how) => void this.guestEnded(how),
       onSuspicion: (silentMs) =>
         silentMs > 0
-          ? this.event('warn', 'failure.suspected', `no heartbeat for ${Math.round(silentMs)} ms`, { silentMs })
-          : this.event('info', 'failure.cleared', 'heartbeats are back', {}),
+          ? this.event('warn', 'failure.suspected', `no heartbeat for ${Math.round(silentMs)} ms, looking closer`, {
+              silentMs,
+            })
+          : this.event('info', 'failure.cleared', 'heartbeats are back, it was no failure', {}),
     });
   }
 
@@ -430,7 +461,7 @@ export class ManagedVm {
     const side = other(this.side);
     const { usable, reason } = primary.writeTracking;
     const { tracking } = this.spec;
-    this.event('info', 'shadow.starting', `a shadow is made: ${because}`, { because });
+    this.event('info', 'shadow.starting', `making a shadow (${because})`, { because });
     if (tracking !== 'checksum' && !usable)
       this.event(
         'warn',
@@ -459,7 +490,7 @@ export class ManagedVm {
         this.event(
           state === 'failed' || state === 'behind' ? 'warn' : 'info',
           `shadow.${state}`,
-          `shadow ${state}: ${why}`,
+          `${SHADOW_WORDS[state]}: ${why}`,
           {},
         );
         if (state === 'ready') this.switchover.dispatch({ type: 'shadow-ready' });
@@ -468,9 +499,16 @@ export class ManagedVm {
         this.switchover.dispatch({ type: 'shadow-lost' });
         if (!this.switchover.underWay) void this.keeper.replace();
       },
-      onEpochAborted: (why) => this.event('warn', 'epoch.aborted', `an epoch was given up: ${why}`, {}),
+      onEpochAborted: (why) => this.epochAborted(why),
     });
     return shadow;
+  }
+
+  private epochAborted(why: string): void {
+    const count = this.aborts.count(monotonicMs());
+    if (count === 0) return;
+    const what = count === 1 ? 'an epoch was given up' : `${count} epochs were given up, the last one`;
+    this.event('warn', 'epoch.aborted', `${what}: ${why}; the next one tries again`, { count });
   }
 
   /** What the QEMU of one side may use of the host. */
@@ -491,7 +529,8 @@ export class ManagedVm {
 
   private primaryDied(death: Death): void {
     const reason = `${death.cause}: ${death.evidence}`;
-    this.event('error', 'failure.detected', reason, { cause: death.cause }, death.decidedAtNs);
+    const told = `${DEATH_WORDS[death.cause]} (process ${this.primary?.pid}): ${death.evidence}`;
+    this.event('error', 'failure.detected', told, { cause: death.cause }, death.decidedAtNs);
     // One that dies while it is handed over is promoted because of that, from the newest epoch that there is.
     if (this.switchover.phase === 'handing-over') this.promotion = null;
     const guestAtFault = death.cause === 'guest-reset' || death.cause === 'guest-hung';
@@ -524,9 +563,12 @@ export class ManagedVm {
     if (promotion.guestAtFault) {
       const epochs = (await shadow?.rewindToConfirmed()) ?? 0;
       if (epochs > 0)
-        this.event('info', 'promotion.rewound', `${epochs} epochs were cut after the last heartbeat and are left out`, {
-          epochs,
-        });
+        this.event(
+          'info',
+          'promotion.rewound',
+          `left out the newest ${epochs === 1 ? 'epoch, which was' : `${epochs} epochs, which were`} cut after the last heartbeat and may show a dead guest`,
+          { epochs },
+        );
     }
     promotion.from = shadow?.committed ?? null;
     promotion.fencedAtNs = process.hrtime.bigint();
@@ -553,9 +595,10 @@ export class ManagedVm {
     else if (side !== 'p' || this.launches > 1) void this.publishPorts();
   }
 
-  /** User-mode network: the ports that the dead primary held are free now. */
+  /** User-mode network: the dead primary's QEMU holds its ports until the kernel is done with it. */
   private async publishPorts(): Promise<void> {
     const qmp = this.keeper.shadow?.qemu?.qmp;
+    await this.primary?.exited;
     for (const { hostPort, guestPort } of this.spec.publish) {
       const command = `hostfwd_add net0 tcp:127.0.0.1:${hostPort}-:${guestPort}`;
       try {
@@ -594,12 +637,7 @@ export class ManagedVm {
       resumeMs: ms(promotion.decidedAtNs, promotion.resumedAtNs),
       lagMs: Math.max(0, ms(from.cutAtNs, promotion.decidedAtNs)),
     };
-    this.event(
-      'info',
-      'promotion.done',
-      `the shadow took over from epoch ${from.epoch} in ${this.lastPromotion.resumeMs.toFixed(1)} ms, generation ${this.switchover.generation}`,
-      this.lastPromotion,
-    );
+    this.event('info', 'promotion.done', promotionWords(this.lastPromotion), this.lastPromotion);
     this.watchPrimary(this.primary);
     void this.afterPromotion(shadow, old, oldSide);
   }
@@ -623,8 +661,10 @@ export class ManagedVm {
 
   private declareLost(reason: string): void {
     this.failure = reason;
-    this.event('error', 'vm.lost', `the VM is dead and nothing could take over: ${reason}`, {});
-    void this.end('failed', 'failed');
+    const { shadow } = this.keeper;
+    const why = shadow === null ? 'it had no shadow' : `its shadow was ${shadow.state}`;
+    this.event('error', 'vm.lost', `the VM is dead and nothing could take over, ${why}: ${reason}`, {});
+    void this.end('failed', 'it is down; remove it and run it again');
   }
 
   private resumePrimary(reason: string): void {
@@ -632,7 +672,7 @@ export class ManagedVm {
     this.event(
       'warn',
       'promotion.cancelled',
-      `the planned switchover did not come about, the primary goes on: ${reason}`,
+      `the switchover asked for did not come about, the VM goes on as before: ${reason}`,
       {},
     );
     this.keeper.shadow?.resumeEpochs();
@@ -640,7 +680,7 @@ export class ManagedVm {
 
   private effectFailed(effect: EffectName, error: unknown): void {
     const reason = error instanceof Error ? error.message : String(error);
-    this.event('error', 'promotion.step-failed', `${effect}: ${reason}`, { effect });
+    this.event('error', 'promotion.step-failed', `the step "${effect}" of taking over failed: ${reason}`, { effect });
   }
 
   // ---- Ends ----
@@ -648,7 +688,10 @@ export class ManagedVm {
   private async guestEnded(how: 'poweroff' | 'reboot'): Promise<void> {
     this.state = 'stopping';
     await this.keeper.close();
-    await this.end('stopped', `the guest did a ${how}`);
+    await this.end(
+      'stopped',
+      how === 'poweroff' ? 'the guest powered itself off' : 'the guest rebooted, which ends a VM',
+    );
   }
 
   private async end(state: 'stopped' | 'failed', why: string): Promise<void> {
@@ -757,6 +800,11 @@ export class ManagedVm {
       remedy: 'Try again in a moment',
     });
   }
+}
+
+function promotionWords({ planned, resumeMs, lagMs, epoch, generation }: PromotionView): string {
+  const rolledBack = planned ? 'by hand, nothing is rolled back' : `the last ${Math.round(lagMs)} ms are rolled back`;
+  return `the shadow took over in ${resumeMs.toFixed(1)} ms from epoch ${epoch}, ${rolledBack}; generation ${generation}`;
 }
 
 function guestFigures(beat: Beat, beats: number) {
