@@ -63,8 +63,10 @@ export class FailureWatch {
       // With -no-reboot a reset ends QEMU. Whether it was wanted, the agent has said on its own channel.
       // It is the agent's announcement that was made first: it has been read by now or was never made.
       const { bye } = primary.agent;
-      if (bye === null) this.unannouncedReset = true;
-      else this.endWithShutdown(bye);
+      if (bye !== null) this.endWithShutdown(bye);
+      // Power is switched off by who means it (`poweroff -f`), never by a kernel that fails: that one resets.
+      else if (data.reason === 'guest-shutdown') this.endWithShutdown('poweroff');
+      else this.unannouncedReset = true;
       this.conclude();
     });
     void primary.qmp.closed.then(() => {
