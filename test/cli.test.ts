@@ -174,7 +174,12 @@ describe('with a daemon', () => {
 
   test('a VM goes through its life', async () => {
     await run('vm', 'run', 'web');
-    expect((await run('vm', 'show', 'web')).stdout).toMatch(/name: +web\nstate: +running\n[\s\S]*uptime: +1 min\n/);
+    expect((await run('vm', 'show', 'web')).stdout).toMatch(
+      /name: +web\nstate: +running, generation 1\nuptime: +1 min 1 s, booted in 1.2 s\naddress: +10.77.0.2 \(tap svt0 /,
+    );
+    expect((await run('vm', 'show', 'web')).stdout).toContain(
+      'none, a failure would be the end of this VM; make one with `shadowvm shadow create web`',
+    );
     expect((await run('vm', 'logs', 'web')).stdout).toBe('console of web\nlogin:\n');
     expect((await run('vm', 'logs', 'web', '--qemu', '--bytes', '7')).stdout).toBe('login:\n');
     expect(await run('vm', 'exec', 'web', '--', 'echo', '--json', 'a b')).toMatchObject({ code: 0, stdout: '' });
@@ -183,7 +188,9 @@ describe('with a daemon', () => {
       stderr: expect.stringContaining('exit code 1'),
     });
     expect((await run('shadow', 'create', 'web')).stdout).toBe('the shadow of web is ready, 37 ms behind\n');
-    expect((await run('vm', 'show', 'web')).stdout).toMatch(/shadow: +ready, 37 ms behind, made because: by hand/);
+    expect((await run('vm', 'show', 'web')).stdout).toMatch(
+      /shadow: +ready: can take over; process 4712\n {2}because: +by hand\n {2}lag: +37 ms now/,
+    );
     const promoted = await run('shadow', 'promote', 'web', '--json');
     expect(promotionViewSchema.parse(JSON.parse(promoted.stdout)).generation).toBe(2);
     expect((await run('shadow', 'promote', 'web')).stdout).toBe(
@@ -263,10 +270,11 @@ describe('with a daemon', () => {
     manager.vms.set('web', vmView('web'));
     manager.emit('vm.running', 'web');
     expect((await run('events')).stdout).toMatch(
-      /^ {4}1 {2}2026-01-01 .* info +vm\.running +web +it was vm\.running\n$/,
+      /^ {4}1 {2}2026-01-01 [\d:.]{12} {2}web {2}vm\.running {2}it was vm\.running\n$/,
     );
-    expect(JSON.parse((await run('events', '--json')).stdout).events).toEqual(manager.events);
-    expect((await run('events', '--vm', 'db')).stdout).toBe('no events\n');
+    expect((await run('events', '--json')).stdout).toBe(JSON.stringify(manager.events[0]) + '\n');
+    expect(await run('events', '--vm', 'db')).toMatchObject({ code: 0, stdout: '', stderr: 'no events\n' });
+    expect(await run('events', '--vm', 'db', '--json')).toMatchObject({ code: 0, stdout: '', stderr: '' });
     const following = start(['events', '--follow', '--json', '--since', '0']);
     await following.until(() => manager.followerCount === 1);
     manager.emit('promotion.done', 'web');

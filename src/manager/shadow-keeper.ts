@@ -30,7 +30,8 @@ export class ShadowKeeper {
   private failures = 0;
   private madeAtMs = 0;
   private suspended = true;
-  private rule: ShadowRule;
+  /** What was declared, until a shadow is taken away by hand. */
+  rule: ShadowRule;
 
   constructor(private readonly options: ShadowKeeperOptions) {
     this.rule = options.rule;
