@@ -93,7 +93,6 @@ export const routes = {
   /** With `follow=true` the answer is NDJSON without end, one event a line. */
   listEvents: query('/v1/events', 'list the events', s.eventsResponseSchema, s.eventsQuerySchema),
 } satisfies Record<string, Route>;
-export type Routes = typeof routes;
 
 /** GET with `Upgrade: shadowvm-console`. */
 export const CONSOLE_PATH = '/v1/vms/:name/console';
