@@ -128,12 +128,14 @@ export class QemuProcess {
       ]);
       runMonitorAhead(pid);
       // The shim holds the futex by which a death is noticed at once: without it there is no protection worth the name.
-      if (control.read().alive === null)
+      // (null: it never ran. false: it ran in a wrapper, which has since become QEMU and lost it.)
+      if (control.read().alive !== true)
         throw new ShadowVmError('QEMU_START_FAILED', {
           attempted,
           subject: name,
           reason: 'the preloaded shim did not start in it',
-          remedy: 'QEMU must be dynamically linked, with no setuid bit; rebuild the shim with `npm run setup`',
+          remedy:
+            'QEMU must be dynamically linked, with no setuid bit and no wrapper script; rebuild the shim with `npm run setup`',
         });
       if (options.incoming)
         await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] });
