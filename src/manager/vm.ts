@@ -1,38 +1,30 @@
 /** One VM: its primary, its shadow, and what happens between them. The effects of the switchover are carried out here. */
 
-import fs from 'node:fs';
 import { monotonicMs } from '../clock.js';
 import { ShadowVmError, toShadowVmError } from '../errors.js';
 import { type Image, pinImage, recordBoot } from '../image/store.js';
 import type { Usage } from '../monitor/thresholds.js';
 import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
-import { macAddress, tapName } from '../network/address.js';
-import type { Network } from '../network/network.js';
+import { macAddress } from '../network/address.js';
 import type { CommittedEpoch } from '../protect/protector.js';
 import type { Beat } from '../qemu/agent.js';
-import type { NetworkAttachment } from '../qemu/argv.js';
-import { QemuProcess } from '../qemu/process.js';
+import type { QemuProcess } from '../qemu/process.js';
 import { Shadow } from '../shadow/shadow.js';
 import type { EffectName } from '../switchover/machine.js';
 import { Switchover } from '../switchover/switchover.js';
 import { type Death, FailureWatch } from '../switchover/watch.js';
 import type { VmSpec } from '../vm/spec.js';
-import type { OnProgress, PromotionView, ShadowState, VmState, VmView } from '../vm/view.js';
+import type { OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
+import { awakening, bootBeat } from './first-beat.js';
 import type { Host } from './host.js';
 import { Repeated } from './repeated.js';
 import { ShadowKeeper } from './shadow-keeper.js';
+import { other, type Side, VmSides } from './sides.js';
 import type { VmRecord } from './state-dir.js';
+import { DEATH_WORDS, FAULT_WORDS, promotionWords, rewindWords, SHADOW_WORDS } from './vm-words.js';
 
-/** A boot under emulation on a loaded host takes some ten seconds; this is for those that never end. */
-const BOOT_TIMEOUT_MS = 120_000;
 const USAGE_INTERVAL_MS = 500;
 const LOAD_TIMEOUT_MS = 10_000;
-/** What a waiting shadow may use: it only answers its monitor. */
-const WAITING_CPU_PERCENT = 1;
-const WAITING_MEMORY_BYTES = 192 * 1024 * 1024;
-/** Beside its vCPUs QEMU has a main loop and, when it saves its state, helpers. */
-const PRIMARY_CPU_HEADROOM = 2;
-
 /** Longer than a guest takes from the order to panic to its reset. */
 const DRILL_HOLD_MS = 1000;
 
@@ -41,33 +33,6 @@ const AWAKENING_MS = 500;
 
 /** Aborted epochs come in rows; their number is what tells how bad it is. */
 const ABORTS_TOLD_EVERY_MS = 5000;
-
-/** What a death is called when it is told to people. */
-const DEATH_WORDS: Record<Death['cause'], string> = {
-  'process-died': 'QEMU died',
-  'monitor-ended': 'QEMU died',
-  'process-stopped': 'QEMU hangs',
-  'qemu-hung': 'QEMU hangs',
-  'guest-reset': 'the guest crashed',
-  'guest-hung': 'the guest hangs',
-};
-const FAULT_WORDS = {
-  kill: 'QEMU is killed',
-  hang: 'QEMU is stopped in the middle of what it does',
-  panic: "the guest's kernel is told to panic",
-};
-const SHADOW_WORDS: Record<ShadowState, string> = {
-  starting: 'the shadow starts',
-  syncing: 'the shadow is up and can not take over yet',
-  ready: 'the shadow can take over',
-  behind: 'the shadow can take over but is behind',
-  promoting: 'the shadow takes over',
-  failed: 'the shadow failed, nothing protects the VM now',
-};
-
-/** The two QEMUs of a VM differ in their tap and their names; at each promotion they change roles. */
-type Side = 'p' | 's';
-const other = (side: Side): Side => (side === 'p' ? 's' : 'p');
 
 interface PromotionTimes {
   reason: string;
@@ -86,8 +51,7 @@ export class ManagedVm {
   private side: Side = 'p';
   private watch: FailureWatch | null = null;
   private accelerator: 'kvm' | 'tcg' | null = null;
-  private readonly network: Network | null;
-  private slot: number | null = null;
+  private readonly sides: VmSides;
   /** The VM's own names of its image's files: a shadow has to be started with what its primary was started with. */
   private kernel: { kernelPath: string; initrdPath: string } | null = null;
   private readonly mac: string;
@@ -101,16 +65,10 @@ export class ManagedVm {
   private bootMs: number | null = null;
   private failure: string | null = null;
   private readonly aborts = new Repeated(ABORTS_TOLD_EVERY_MS);
-  private launches = 0;
   /** Aborted with the error that run() is to throw. */
   private readonly giveUp = new AbortController();
   /** Settles when run() has, and nothing of it is left or everything is up. */
   private running: Promise<void> = Promise.resolve();
-  private readonly processes = new Map<Side, { pid: number; startTicks: number }>();
-  private readonly taps = new Set<string>();
-  /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
-  private readonly groups = new Map<Side, string>();
-
   constructor(
     private readonly host: Host,
     readonly spec: VmSpec,
@@ -121,8 +79,8 @@ export class ManagedVm {
     generation = 0,
     private readonly createdAt = new Date().toISOString(),
   ) {
-    this.network = address === null ? null : host.tapNetwork(spec.network);
     this.mac = macAddress(`${host.tag} ${spec.name}`);
+    this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec.network), address, this.mac);
     this.keeper = new ShadowKeeper({
       rule: spec.shadow,
       make: (because) => this.makeShadow(because),
@@ -132,11 +90,11 @@ export class ManagedVm {
     this.switchover = new Switchover(spec.name, generation, {
       'hand-over': () => this.handOver(),
       fence: () => this.fence(),
-      'raise-limits': () => this.limitSide(other(this.side), 'primary'),
+      'raise-limits': () => this.sides.limit(other(this.side), 'primary'),
       'record-generation': (generation) => this.save(generation),
       'load-state': () => this.loadState(),
       resume: () => this.resumeShadow(),
-      connect: () => this.connect(other(this.side)),
+      connect: () => this.connectShadow(),
       'protect-again': (reason) => this.becomePrimary(reason),
       'declare-lost': (reason) => this.declareLost(reason),
       'resume-primary': (reason) => this.resumePrimary(reason),
@@ -173,7 +131,6 @@ export class ManagedVm {
     const { signal } = this.giveUp;
     try {
       host.requireMemory(spec.ramBytes, 'run the VM', spec.name);
-      this.slot = host.takeSlot();
       this.accelerator = await host.accelerator(spec.accelerator);
       await this.save();
       this.kernel = await pinImage(this.image as Image, host.options.stateDir.vmDir(spec.name));
@@ -184,17 +141,17 @@ export class ManagedVm {
       const primary = await this.launch('p', false);
       this.primary = primary;
       signal.throwIfAborted();
-      this.connect('p');
+      this.sides.connect('p');
       this.state = 'booting';
       progress({ message: 'the guest boots' });
-      await this.firstBeat(primary);
+      await bootBeat(primary, host.options.stateDir.consoleLogPath(spec.name), signal);
       // From here on nothing waits: the VM runs and is ended as one that runs, or it never did.
       this.bootMs = monotonicMs() - startedMs;
       this.state = 'running';
       this.save().catch((error: unknown) => this.logError(error, 'saving the record'));
       recordBoot(host.options.imagesDir, spec.image, this.bootMs).catch(() => {}); // removed or replaced meanwhile
       this.event('info', 'vm.running', `booted in ${Math.round(this.bootMs)} ms`, { bootMs: this.bootMs });
-      this.watchPrimary(primary);
+      this.watchPrimary(primary, false);
       this.usageTimer = setInterval(() => this.sampleUsage(), USAGE_INTERVAL_MS);
       this.keeper.resume();
     } catch (cause) {
@@ -316,7 +273,7 @@ export class ManagedVm {
 
   view(): VmView {
     const beat = this.primary?.agent.last ?? null;
-    const taps = this.network !== null;
+    const taps = this.sides.network !== null;
     return {
       name: this.spec.name,
       state: this.state,
@@ -327,7 +284,7 @@ export class ManagedVm {
       pid: this.primary?.pid ?? null,
       address: this.address,
       mac: this.spec.network === 'none' ? null : this.mac,
-      tap: taps && this.primary !== null ? this.tap(this.side) : null,
+      tap: taps && this.primary !== null ? this.sides.tap(this.side) : null,
       networkMode: taps ? 'tap' : this.spec.network === 'none' ? 'none' : 'user',
       createdAt: this.createdAt,
       bootMs: this.bootMs,
@@ -349,99 +306,27 @@ export class ManagedVm {
 
   // ---- Starting QEMUs ----
 
-  private async launch(side: Side, incoming: boolean): Promise<QemuProcess> {
-    const { host, spec, kernel } = this;
-    if (kernel === null) throw new Error('a VM that has ended can not be started');
-    const { stateDir } = host.options;
-    const tag = `${spec.name}_${++this.launches}`;
-    if (this.network !== null) {
-      this.network.prepareTap(this.tap(side), host.uidFor(this.slot ?? 0) ?? 0);
-      this.taps.add(this.tap(side));
-    }
-    await this.removeGroup(side);
-    host.cgroups?.create(tag);
-    this.groups.set(side, tag);
-    const qemu = await QemuProcess.launch({
-      qemuPath: host.qemu.path,
-      dataDirs: host.qemu.dataDirs,
-      version: host.qemu.version,
-      spec,
-      accelerator: this.accelerator ?? 'tcg',
-      ...kernel,
-      tscKhz: host.tscKhz,
-      network: this.attachment(side, incoming),
-      uid: host.uidFor(this.slot ?? 0),
+  private launch(side: Side, incoming: boolean): Promise<QemuProcess> {
+    if (this.kernel === null) throw new Error('a VM that has ended can not be started');
+    return this.sides.launch(side, {
       incoming,
-      runDir: stateDir.runDir,
-      tag,
-      consoleLogPath: stateDir.consoleLogPath(spec.name),
-      qemuLogPath: stateDir.qemuLogPath(spec.name),
+      accelerator: this.accelerator ?? 'tcg',
+      kernel: this.kernel,
       signal: this.giveUp.signal,
-      onSpawn: (pid) => {
-        host.cgroups?.addProcess(tag, pid);
-        this.processes.set(side, { pid, startTicks: startTicks(pid) });
-        // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
-        this.save().catch((error: unknown) => this.logError(error, 'saving the record'));
-      },
-    });
-    return qemu;
-  }
-
-  private attachment(side: Side, incoming: boolean): NetworkAttachment {
-    if (this.network !== null)
-      return {
-        mode: 'tap',
-        tap: this.tap(side),
-        mac: this.mac,
-        address: this.address as string,
-        prefixLength: this.network.subnet.prefixLength,
-        gateway: this.network.hostAddress,
-      };
-    if (this.spec.network === 'none') return { mode: 'none' };
-    // Two processes can not listen on one port: the shadow publishes when it has become the primary.
-    return { mode: 'user', mac: this.mac, publish: incoming ? [] : this.spec.publish };
-  }
-
-  private firstBeat(primary: QemuProcess): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const { signal } = this.giveUp;
-      const settle = () => {
-        clearTimeout(timer);
-        primary.agent.onBeat = undefined;
-        signal.removeEventListener('abort', cancel);
-      };
-      const cancel = () => {
-        settle();
-        reject(signal.reason as ShadowVmError);
-      };
-      const fail = (code: 'GUEST_BOOT_TIMEOUT' | 'QEMU_START_FAILED', reason: string) => {
-        settle();
-        reject(
-          new ShadowVmError(code, {
-            attempted: 'boot the VM',
-            subject: this.spec.name,
-            reason,
-            remedy: `The end of its console: ${lastLine(this.host.options.stateDir.consoleLogPath(this.spec.name))}`,
-          }),
-        );
-      };
-      const timer = setTimeout(
-        () => fail('GUEST_BOOT_TIMEOUT', `no heartbeat within ${BOOT_TIMEOUT_MS / 1000} s`),
-        BOOT_TIMEOUT_MS,
-      );
-      primary.agent.onBeat = () => {
-        settle();
-        resolve();
-      };
-      signal.addEventListener('abort', cancel);
-      if (signal.aborted) cancel();
-      void primary.exited.then(() => fail('QEMU_START_FAILED', 'the VM ended before its first heartbeat'));
+      // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
+      onSpawn: () => void this.save().catch((error: unknown) => this.logError(error, 'saving the record')),
     });
   }
 
-  private watchPrimary(primary: QemuProcess): void {
+  private watchPrimary(primary: QemuProcess, promoted: boolean): void {
     this.watch = new FailureWatch({
       primary,
+      promoted,
+      // Epochs of a guest that hangs show it hanging: one from before is needed. QEMU's own hang is in no epoch.
+      canTakeOver: (cause) =>
+        this.switchover.canTakeOver && (cause !== 'guest-hung' || (this.keeper.shadow?.hasConfirmedEpoch() ?? false)),
+      onHang: (evidence) =>
+        this.event('error', 'failure.no-shadow', `it hangs, and no shadow could take over: ${evidence}`, {}),
       pausedTotalMs: () => this.keeper.shadow?.pausedTotalMs() ?? 0,
       onDeath: (death) => this.primaryDied(death),
       onShutdown: (how) => void this.guestEnded(how),
@@ -485,7 +370,7 @@ export class ManagedVm {
         this.host.requireMemory(this.spec.ramBytes, 'make the shadow', this.spec.name);
         return this.launch(side, true);
       },
-      onWaiting: () => this.limitSide(side, 'waiting'),
+      onWaiting: () => this.sides.limit(side, 'waiting'),
       onChange: (state, why) => {
         this.event(
           state === 'failed' || state === 'behind' ? 'warn' : 'info',
@@ -509,20 +394,6 @@ export class ManagedVm {
     if (count === 0) return;
     const what = count === 1 ? 'an epoch was given up' : `${count} epochs were given up, the last one`;
     this.event('warn', 'epoch.aborted', `${what}: ${why}; the next one tries again`, { count });
-  }
-
-  /** What the QEMU of one side may use of the host. */
-  private limitSide(side: Side, as: 'waiting' | 'primary'): void {
-    const group = this.groups.get(side);
-    if (group === undefined) return;
-    this.host.cgroups?.setLimits(
-      group,
-      as === 'waiting'
-        ? { cpuPercent: WAITING_CPU_PERCENT, memoryBytes: WAITING_MEMORY_BYTES }
-        : // Above all that QEMU can use, but not "unlimited": when the last limit of a host goes, the kernel patches its
-          // own code, for milliseconds that a failover does not have.
-          { cpuPercent: 100 * (this.spec.vcpus + 1) * PRIMARY_CPU_HEADROOM, memoryBytes: null },
-    );
   }
 
   // ---- Failure and switchover; the order is the machine's ----
@@ -553,7 +424,7 @@ export class ManagedVm {
     this.state = 'promoting';
     this.watch?.close();
     this.keeper.suspend();
-    this.network?.cutTap(this.tap(this.side));
+    this.sides.cut(this.side);
     this.primary?.kill();
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     this.primary?.qmp.destroy();
@@ -562,13 +433,7 @@ export class ManagedVm {
     const promotion = this.promotion as PromotionTimes;
     if (promotion.guestAtFault) {
       const epochs = (await shadow?.rewindToConfirmed()) ?? 0;
-      if (epochs > 0)
-        this.event(
-          'info',
-          'promotion.rewound',
-          `left out the newest ${epochs === 1 ? 'epoch, which was' : `${epochs} epochs, which were`} cut after the last heartbeat and may show a dead guest`,
-          { epochs },
-        );
+      if (epochs > 0) this.event('info', 'promotion.rewound', rewindWords(epochs), { epochs });
     }
     promotion.from = shadow?.committed ?? null;
     promotion.fencedAtNs = process.hrtime.bigint();
@@ -589,10 +454,9 @@ export class ManagedVm {
     (this.promotion as PromotionTimes).resumedAtNs = process.hrtime.bigint();
   }
 
-  private connect(side: Side): void {
-    if (this.network !== null)
-      this.network.connectTap(this.tap(side), { mac: this.mac, address: this.address as string });
-    else if (side !== 'p' || this.launches > 1) void this.publishPorts();
+  private connectShadow(): void {
+    this.sides.connect(other(this.side));
+    if (this.spec.publish.length > 0) void this.publishPorts();
   }
 
   /** User-mode network: the dead primary's QEMU holds its ports until the kernel is done with it. */
@@ -638,21 +502,18 @@ export class ManagedVm {
       lagMs: Math.max(0, ms(from.cutAtNs, promotion.decidedAtNs)),
     };
     this.event('info', 'promotion.done', promotionWords(this.lastPromotion), this.lastPromotion);
-    this.watchPrimary(this.primary);
+    this.watchPrimary(this.primary, true);
     void this.afterPromotion(shadow, old, oldSide);
   }
 
   /** What a promotion leaves to be done, none of it in the guest's way. */
   private async afterPromotion(shadow: Shadow, old: QemuProcess, oldSide: Side): Promise<void> {
     try {
-      // The cut of the fencing ends when a QEMU attaches to the tap: before the next shadow does, it goes down for good.
-      this.network?.severTap(this.tap(oldSide));
       await shadow.release();
       // What follows costs CPU time, and so does a guest's awakening: the guest goes first.
-      await firstBeatOrTimeout(shadow.qemu as QemuProcess, AWAKENING_MS);
+      await awakening(shadow.qemu as QemuProcess, AWAKENING_MS);
       await old.dispose();
-      this.processes.delete(oldSide);
-      await this.removeGroup(oldSide);
+      await this.sides.retire(oldSide);
       if (this.state === 'running' && !this.switchover.underWay) this.keeper.resume();
     } catch (error) {
       this.logError(error, 'after the promotion');
@@ -709,13 +570,7 @@ export class ManagedVm {
     await this.keeper.close();
     await this.primary?.dispose();
     this.primary = null;
-    this.processes.clear();
-    for (const tap of this.taps) this.network?.deleteTap(tap);
-    this.taps.clear();
-    await this.removeGroup('p');
-    await this.removeGroup('s');
-    if (this.slot !== null) this.host.freeSlot(this.slot);
-    this.slot = null;
+    await this.sides.release();
   }
 
   // ---- Small things ----
@@ -724,30 +579,12 @@ export class ManagedVm {
     const { primary } = this;
     if (primary === null || this.state !== 'running') return;
     const nowMs = monotonicMs();
-    const next = readCounters(primary.pid, this.networkBytes(), primary.agent.last, nowMs);
+    const next = readCounters(primary.pid, this.sides.networkBytes(this.side), primary.agent.last, nowMs);
     const usage = this.counters === null || next === null ? null : usageBetween(this.counters, next, this.spec.vcpus);
     this.counters = next;
     if (usage === null) return;
     this.usage = usage;
     this.keeper.observe(usage, nowMs);
-  }
-
-  private networkBytes(): number {
-    if (this.network === null) return 0;
-    const { rxBytes, txBytes } = this.network.counters(this.tap(this.side));
-    return rxBytes + txBytes;
-  }
-
-  private tap(side: Side): string {
-    return tapName(this.host.tag, this.slot ?? 0, side);
-  }
-
-  /** The group of a process that has ended, or never lived. One that can not go now is swept when the manager ends. */
-  private async removeGroup(side: Side): Promise<void> {
-    const group = this.groups.get(side);
-    this.groups.delete(side);
-    if (group === undefined) return;
-    await this.host.cgroups?.remove(group).catch((error: unknown) => this.logError(error, 'removing a cgroup'));
   }
 
   private logError(error: unknown, doing: string): void {
@@ -761,10 +598,7 @@ export class ManagedVm {
       generation,
       createdAt: this.createdAt,
       state: this.state,
-      process: [...this.processes.values()].map((p, i) => ({ ...p, role: i === 0 ? 'primary' : 'shadow' })),
-      taps: [...this.taps],
-      cgroups: [...this.groups.values()],
-      bridge: this.network?.bridge ?? null,
+      ...this.sides.facts(this.side),
     };
   }
 
@@ -802,32 +636,7 @@ export class ManagedVm {
   }
 }
 
-function promotionWords({ planned, resumeMs, lagMs, epoch, generation }: PromotionView): string {
-  const rolledBack = planned ? 'by hand, nothing is rolled back' : `the last ${Math.round(lagMs)} ms are rolled back`;
-  return `the shadow took over in ${resumeMs.toFixed(1)} ms from epoch ${epoch}, ${rolledBack}; generation ${generation}`;
-}
-
 function guestFigures(beat: Beat, beats: number) {
   const { uptimeMs, memTotalKiB, memAvailableKiB, app } = beat;
   return { beats, uptimeMs, memTotalKiB, memAvailableKiB, app };
-}
-
-/** Field 22 of /proc/PID/stat: tells this process from a later one with its number. */
-function startTicks(pid: number): number {
-  const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
-  return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]);
-}
-
-async function firstBeatOrTimeout(qemu: QemuProcess, timeoutMs: number): Promise<void> {
-  const untilMs = monotonicMs() + timeoutMs;
-  while (qemu.agent.firstBeatAtNs === null && monotonicMs() < untilMs)
-    await new Promise((resolve) => setTimeout(resolve, 2));
-}
-
-function lastLine(path: string): string {
-  try {
-    return fs.readFileSync(path, 'latin1').trim().split('\n').at(-1)?.slice(0, 200) ?? '(empty)';
-  } catch {
-    return '(none)';
-  }
 }

@@ -128,6 +128,10 @@ export class Protector {
     return count;
   }
 
+  hasConfirmedEpoch(): boolean {
+    return this.history.length > this.unconfirmed();
+  }
+
   /** Cuts no epoch for a while, and waits for the one under way. */
   async hold(ms: number): Promise<void> {
     this.heldUntilMs = monotonicMs() + ms;

@@ -82,6 +82,11 @@ export class Shadow {
     return (await this.protector?.rewindToConfirmed()) ?? 0;
   }
 
+  /** Whether there is an epoch that a heartbeat came after: a guest that was well when it was cut. */
+  hasConfirmedEpoch(): boolean {
+    return this.protector?.hasConfirmedEpoch() ?? false;
+  }
+
   /** See Protector.hold. */
   async hold(ms: number): Promise<void> {
     await this.protector?.hold(ms);

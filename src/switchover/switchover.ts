@@ -43,6 +43,11 @@ export class Switchover {
     return this.state.phase !== 'watching' && this.state.phase !== 'lost';
   }
 
+  /** A death now would be followed by a promotion. */
+  get canTakeOver(): boolean {
+    return this.state.phase === 'watching' && this.state.shadowReady;
+  }
+
   dispatch(event: SwitchoverEvent): void {
     const { reason } = this.state;
     const next = step(this.state, event);

@@ -42,7 +42,7 @@ function block(ms: number): void {
 
 const loopTurns = () => new Promise((resolve) => setTimeout(resolve, 5));
 
-function watched(pausedTotalMs: () => number = () => 0) {
+function watched(pausedTotalMs: () => number = () => 0, options: { promoted?: boolean; canTakeOver?: boolean } = {}) {
   let tellDeath!: (atNs: bigint) => void;
   let endMonitor!: (reason: unknown) => void;
   let answer!: () => void;
@@ -74,8 +74,12 @@ function watched(pausedTotalMs: () => number = () => 0) {
   const deaths: Death[] = [];
   const shutdowns: string[] = [];
   const suspicions: number[] = [];
+  const hangs: string[] = [];
   const watch = new FailureWatch({
     primary: primary as unknown as QemuProcess,
+    promoted: options.promoted ?? false,
+    canTakeOver: () => options.canTakeOver ?? true,
+    onHang: (evidence) => hangs.push(evidence),
     pausedTotalMs,
     onDeath: (death) => deaths.push(death),
     onShutdown: (how) => shutdowns.push(how),
@@ -89,7 +93,7 @@ function watched(pausedTotalMs: () => number = () => 0) {
     for (const listener of [...listeners]) listener(event);
   };
   return {
-    ...{ watch, agent, deaths, shutdowns, suspicions, asked, beat, say },
+    ...{ watch, agent, deaths, hangs, shutdowns, suspicions, asked, beat, say },
     tellDeath: () => tellDeath(0n),
     endMonitor: () => endMonitor(null),
     answer: () => answer(),
@@ -290,5 +294,27 @@ describe('silence', () => {
     vm.endMonitor();
     await loopTurns();
     expect([vm.deaths, vm.shutdowns, vm.suspicions]).toEqual([[], [], []]);
+  });
+
+  test('leaves a hang alone while nothing could take over, tells it once, and ends it when something can', () => {
+    const options = { canTakeOver: false };
+    const vm = watched(undefined, options);
+    vm.beat();
+    pass(4000);
+    expect(vm.hangs).toHaveLength(1);
+    expect(vm.deaths).toEqual([]);
+    options.canTakeOver = true;
+    pass(TICK_MS);
+    expect(vm.deaths).toHaveLength(1);
+    vm.watch.close();
+  });
+
+  test('expects beats of a promoted guest at once, and of a booting one only after its first', () => {
+    const booting = watched();
+    const promoted = watched(undefined, { promoted: true });
+    pass(4000);
+    expect(booting.deaths).toEqual([]);
+    expect(promoted.deaths).toHaveLength(1);
+    booting.watch.close();
   });
 });

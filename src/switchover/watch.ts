@@ -16,7 +16,13 @@ export interface FailureWatchOptions {
   primary: QemuProcess;
   /** The guest's pauses for epochs so far, ms, the one under way included. */
   pausedTotalMs: () => number;
+  /** Freshly promoted: it is to beat from now on, and not only after a first heartbeat. */
+  promoted: boolean;
+  /** Whether a shadow could take over now, and would wake up well. */
+  canTakeOver: (cause: DeathCause) => boolean;
   onDeath: (death: Death) => void;
+  /** It hangs and nothing could take over. It is left alone, since it may recover; told once for each silence. */
+  onHang: (evidence: string) => void;
   /** The guest ended as it had announced; no failure. */
   onShutdown: (how: 'poweroff' | 'reboot') => void;
   /** Silence began or ended without a death: for the event log. */
@@ -29,6 +35,8 @@ const LATE_TICK_MS = 20;
 /** Silence from which on QEMU's waiting for a CPU is measured; before that it could not matter. */
 const MEASURE_AFTER_MS = 100;
 
+const HANGS: ReadonlySet<DeathCause> = new Set(['process-stopped', 'qemu-hung', 'guest-hung']);
+
 export class FailureWatch {
   private readonly timer: NodeJS.Timeout;
   private readonly offEvents: () => void;
@@ -40,6 +48,7 @@ export class FailureWatch {
   private askedAtMs: number | null = null;
   private ended = false;
   private suspected = false;
+  private hangTold = false;
   /** Baselines at the last beat (late time, pauses) and at the begin of the measured silence (waiting for CPUs). */
   private beats = 0;
   private lateAtBeatMs = 0;
@@ -49,6 +58,7 @@ export class FailureWatch {
 
   constructor(private readonly options: FailureWatchOptions) {
     const { primary } = options;
+    if (options.promoted) this.lastBeatMs = monotonicMs();
     void primary.died.then(() => {
       // What QEMU last said is in our sockets already, and tells whether its guest reset it. One turn of the loop, well
       // below a millisecond, and it has been read.
@@ -104,6 +114,7 @@ export class FailureWatch {
       this.waitAtSilenceMs = null;
       if (this.suspected) this.options.onSuspicion?.(0);
       this.suspected = false;
+      this.hangTold = false;
       return;
     }
     if (this.lastBeatMs === null || nowMs - this.lastBeatMs < MEASURE_AFTER_MS) return;
@@ -140,6 +151,13 @@ export class FailureWatch {
         this.ask(nowMs);
         return;
       case 'dead': {
+        // The process lives: to end it with nothing in its place would make of a hang a death.
+        if (HANGS.has(verdict.cause) && !this.options.canTakeOver(verdict.cause)) {
+          if (!this.hangTold) this.options.onHang(verdict.evidence);
+          this.hangTold = true;
+          this.ask(nowMs);
+          return;
+        }
         const decidedAtNs = process.hrtime.bigint();
         this.close();
         this.options.onDeath({ cause: verdict.cause, evidence: verdict.evidence, decidedAtNs });

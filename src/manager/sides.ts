@@ -1,0 +1,183 @@
+/**
+ * What the QEMUs of a VM have on the host: taps, cgroups, processes. A VM has two sides; on one runs its primary, on the
+ * other waits its shadow, and at each promotion they change roles while the names stay.
+ */
+import fs from 'node:fs';
+import type { Logger } from 'pino';
+import { tapName } from '../network/address.js';
+import type { Network } from '../network/network.js';
+import type { NetworkAttachment } from '../qemu/argv.js';
+import { QemuProcess } from '../qemu/process.js';
+import type { VmSpec } from '../vm/spec.js';
+import type { Host } from './host.js';
+import type { VmRecord } from './state-dir.js';
+
+export type Side = 'p' | 's';
+export const other = (side: Side): Side => (side === 'p' ? 's' : 'p');
+
+/** What a waiting shadow may use: it only answers its monitor. */
+const WAITING_CPU_PERCENT = 1;
+const WAITING_MEMORY_BYTES = 192 * 1024 * 1024;
+/** Beside its vCPUs QEMU has a main loop and, when it saves its state, helpers. */
+const PRIMARY_CPU_HEADROOM = 2;
+
+export interface SideLaunch {
+  incoming: boolean;
+  accelerator: 'kvm' | 'tcg';
+  kernel: { kernelPath: string; initrdPath: string };
+  signal: AbortSignal;
+  /** The record of the VM has to be written anew: it has one more process. */
+  onSpawn: () => void;
+}
+
+export class VmSides {
+  private slot: number | null = null;
+  private launches = 0;
+  private readonly processes = new Map<Side, { pid: number; startTicks: number }>();
+  private readonly taps = new Set<string>();
+  /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
+  private readonly groups = new Map<Side, string>();
+  private readonly log: Logger;
+
+  constructor(
+    private readonly host: Host,
+    private readonly spec: VmSpec,
+    readonly network: Network | null,
+    /** Of the VM on the tap network; null in the other modes. */
+    private readonly address: string | null,
+    private readonly mac: string,
+  ) {
+    this.log = host.options.log;
+  }
+
+  /** Starts a QEMU on one side; nothing of an earlier one may live there any more. */
+  async launch(side: Side, how: SideLaunch): Promise<QemuProcess> {
+    const { host, spec } = this;
+    const { stateDir } = host.options;
+    this.slot ??= host.takeSlot();
+    const uid = host.uidFor(this.slot);
+    const tag = `${spec.name}_${++this.launches}`;
+    if (this.network !== null) {
+      this.network.prepareTap(this.tap(side), uid ?? 0);
+      this.taps.add(this.tap(side));
+    }
+    await this.removeGroup(side);
+    host.cgroups?.create(tag);
+    this.groups.set(side, tag);
+    return QemuProcess.launch({
+      qemuPath: host.qemu.path,
+      dataDirs: host.qemu.dataDirs,
+      version: host.qemu.version,
+      tscKhz: host.tscKhz,
+      spec,
+      accelerator: how.accelerator,
+      ...how.kernel,
+      network: this.attachment(side, how.incoming),
+      uid,
+      incoming: how.incoming,
+      runDir: stateDir.runDir,
+      tag,
+      consoleLogPath: stateDir.consoleLogPath(spec.name),
+      qemuLogPath: stateDir.qemuLogPath(spec.name),
+      signal: how.signal,
+      onSpawn: (pid) => {
+        host.cgroups?.addProcess(tag, pid);
+        this.processes.set(side, { pid, startTicks: startTicks(pid) });
+        how.onSpawn();
+      },
+    });
+  }
+
+  /** What the QEMU of a side may use of the host. @throws CGROUP_FAILED */
+  limit(side: Side, as: 'waiting' | 'primary'): void {
+    const group = this.groups.get(side);
+    if (group === undefined) return;
+    this.host.cgroups?.setLimits(
+      group,
+      as === 'waiting'
+        ? { cpuPercent: WAITING_CPU_PERCENT, memoryBytes: WAITING_MEMORY_BYTES }
+        : // Above all that QEMU can use, but not "unlimited": when the last limit of a host goes, the kernel patches its
+          // own code, for milliseconds that a failover does not have.
+          { cpuPercent: 100 * (this.spec.vcpus + 1) * PRIMARY_CPU_HEADROOM, memoryBytes: null },
+    );
+  }
+
+  /** Lets a side's traffic flow; no effect without taps. @throws NETWORK_FAILED */
+  connect(side: Side): void {
+    this.network?.connectTap(this.tap(side), { mac: this.mac, address: this.address as string });
+  }
+
+  /** After this nothing that the side's QEMU sends gets anywhere, until a QEMU attaches to its tap anew. */
+  cut(side: Side): void {
+    this.network?.cutTap(this.tap(side));
+  }
+
+  /** The process of this side has ended for good: its tap goes down and its group away. */
+  async retire(side: Side): Promise<void> {
+    this.network?.severTap(this.tap(side));
+    this.processes.delete(side);
+    await this.removeGroup(side);
+  }
+
+  networkBytes(side: Side): number {
+    if (this.network === null) return 0;
+    const { rxBytes, txBytes } = this.network.counters(this.tap(side));
+    return rxBytes + txBytes;
+  }
+
+  tap(side: Side): string {
+    return tapName(this.host.tag, this.slot ?? 0, side);
+  }
+
+  /** What a later manager would have to take away. */
+  facts(primarySide: Side): Pick<VmRecord, 'process' | 'taps' | 'cgroups' | 'bridge'> {
+    return {
+      process: [...this.processes].map(([side, p]) => ({ ...p, role: side === primarySide ? 'primary' : 'shadow' })),
+      taps: [...this.taps],
+      cgroups: [...this.groups.values()],
+      bridge: this.network?.bridge ?? null,
+    };
+  }
+
+  /** Gives everything back; the processes have ended. Idempotent. */
+  async release(): Promise<void> {
+    this.processes.clear();
+    for (const tap of this.taps) this.network?.deleteTap(tap);
+    this.taps.clear();
+    await this.removeGroup('p');
+    await this.removeGroup('s');
+    if (this.slot !== null) this.host.freeSlot(this.slot);
+    this.slot = null;
+  }
+
+  private attachment(side: Side, incoming: boolean): NetworkAttachment {
+    if (this.network !== null)
+      return {
+        mode: 'tap',
+        tap: this.tap(side),
+        mac: this.mac,
+        address: this.address as string,
+        prefixLength: this.network.subnet.prefixLength,
+        gateway: this.network.hostAddress,
+      };
+    if (this.spec.network === 'none') return { mode: 'none' };
+    // Two processes can not listen on one port: the shadow publishes when it has become the primary.
+    return { mode: 'user', mac: this.mac, publish: incoming ? [] : this.spec.publish };
+  }
+
+  /** The group of a process that has ended, or never lived. One that can not go now is swept when the manager ends. */
+  private async removeGroup(side: Side): Promise<void> {
+    const group = this.groups.get(side);
+    this.groups.delete(side);
+    if (group === undefined) return;
+    await this.host.cgroups
+      ?.remove(group)
+      .catch((error: unknown) => this.log.error({ err: error, vm: this.spec.name }, 'removing a cgroup'));
+  }
+}
+
+/** Field 22 of /proc/PID/stat: tells this process from a later one with its number. */
+function startTicks(pid: number): number {
+  const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
+  return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]);
+}
