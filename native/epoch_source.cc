@@ -92,7 +92,7 @@ template <typename MakeJob>
 Napi::Value EpochSource::Run(Napi::Env env, MakeJob makeJob) {
   try {
     if (!buffer_) throw MakeError(env, "ERR_CLOSED", "epochSource", "this epoch source is closed");
-    return worker_->Run(env, makeJob());
+    return worker_->Run(env, Value(), makeJob());
   } catch (const Napi::Error& error) {
     Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
     deferred.Reject(error.Value());

@@ -33,10 +33,11 @@ Worker::~Worker() {
   notify_.Release();
 }
 
-Napi::Promise Worker::Run(Napi::Env env, Job job) {
+Napi::Promise Worker::Run(Napi::Env env, Napi::Object owner, Job job) {
   if (busy_) throw MakeError(env, "ERR_BUSY", "worker", "another operation on this object is still under way");
   auto* pending = new Pending(env);  // owned by the loop, then by Settle
   pending->worker = this;
+  pending->owner = Napi::Persistent(owner);
   pending->job = std::move(job);
   Napi::Promise promise = pending->deferred.Promise();
   busy_ = true;
@@ -84,6 +85,8 @@ void Worker::Settle(Napi::Env env, Napi::Function, std::nullptr_t*, Pending* pen
     } else {
       pending->deferred.Resolve(pending->finish(env));
     }
+  } else {
+    pending->owner.SuppressDestruct();  // its environment is gone, and the reference with it
   }
   delete pending;
 }

@@ -32,8 +32,9 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  // Throws ERR_BUSY while a job is under way: the queue has room for none, callers take turns.
-  Napi::Promise Run(Napi::Env env, Job job);
+  // Throws ERR_BUSY while a job is under way: the queue has room for none, callers take turns. `owner` is the object
+  // that this worker is part of: it is not collected while its job is under way.
+  Napi::Promise Run(Napi::Env env, Napi::Object owner, Job job);
   bool busy() const { return busy_; }
 
  private:
@@ -41,6 +42,7 @@ class Worker {
     explicit Pending(Napi::Env env) : deferred(Napi::Promise::Deferred::New(env)) {}
     Napi::Promise::Deferred deferred;
     Worker* worker = nullptr;
+    Napi::ObjectReference owner;
     Job job;
     Finish finish;
     bool failed = false;
