@@ -32,10 +32,16 @@ const PAUSE_TIMEOUT_MS = 2000;
 
 /**
  * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover).
- * On failure the guest is let go and the staged pages go into the next epoch.
+ * On failure the guest is let go and the staged pages go into the next epoch. `onPause` is told when the guest is about to
+ * stand still, and when it runs again or nothing more can be done for it.
  * @throws EPOCH_FAILED, QMP_*; the cause tells whether the VM is dead
  */
-export async function cutEpoch(primary: QemuProcess, source: EpochSource, keepStopped = false): Promise<CutEpoch> {
+export async function cutEpoch(
+  primary: QemuProcess,
+  source: EpochSource,
+  keepStopped = false,
+  onPause: (paused: boolean) => void = () => {},
+): Promise<CutEpoch> {
   let scannedPages = 0;
   let copiedPages = 0;
   let cpuMs = 0;
@@ -51,6 +57,7 @@ export async function cutEpoch(primary: QemuProcess, source: EpochSource, keepSt
     if (first.copiedPages > SECOND_PASS_PAGES) await collect();
 
     const pausedAtMs = monotonicMs();
+    onPause(true);
     // Pipelined: QEMU begins to save as soon as it has stopped, while we hear of the stop and collect.
     const stopped = primary.qmp.execute('stop', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
     const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
@@ -69,8 +76,10 @@ export async function cutEpoch(primary: QemuProcess, source: EpochSource, keepSt
     await saved;
     await running;
     const pauseMs = monotonicMs() - pausedAtMs;
+    if (!keepStopped) onPause(false);
     return { cutAtNs, deviceState: primary.readDevices(), pauseMs, scannedPages, copiedPages, cpuMs };
   } catch (error) {
+    onPause(false);
     await source.abort().catch(() => {}); // ERR_CLOSED at the most: then nothing is left to abort
     if (keepStopped) primary.qmp.execute('cont').catch(() => {});
     throw error instanceof ShadowVmError

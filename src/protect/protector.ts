@@ -65,7 +65,7 @@ export class Protector {
   private loop: Promise<void> | undefined;
   /** Since when the guest stands still for an epoch, CLOCK_MONOTONIC ms; null while it runs. */
   pausedSinceMs: number | null = null;
-  /** All the time it stood still. */
+  /** All the time it stood still before; the sum of both only grows. */
   pausedTotalMs = 0;
   /** The epochs that a promotion can start from, newest last: at most UNCONFIRMED_MAX older ones can be gone back to. */
   private history: CommittedEpoch[] = [];
@@ -180,15 +180,11 @@ export class Protector {
       const startedMs = monotonicMs();
       this.epochUnderWay = true;
       try {
-        this.pausedSinceMs = startedMs;
-        const cut = await cutEpoch(this.primary, this.source);
-        this.pausedSinceMs = null;
-        this.pausedTotalMs += cut.pauseMs;
+        const cut = await cutEpoch(this.primary, this.source, false, (paused) => this.notePause(paused));
         await this.commit(cut, startedMs);
         this.abortsInARow = 0;
         if (this.committed?.epoch === 1) this.events.ready();
       } catch (error) {
-        this.pausedSinceMs = null;
         if (this.stopping) return;
         this.aborts++;
         this.abortsInARow++;
@@ -203,6 +199,12 @@ export class Protector {
       this.intervalMs = Math.max(backoffMs, this.cost === null ? 0 : nextIntervalMs(this.cost, this.pacing));
       await this.sleep(this.intervalMs);
     }
+  }
+
+  private notePause(paused: boolean): void {
+    const nowMs = monotonicMs();
+    if (this.pausedSinceMs !== null) this.pausedTotalMs += nowMs - this.pausedSinceMs;
+    this.pausedSinceMs = paused ? nowMs : null;
   }
 
   private async commit(cut: CutEpoch, startedMs: number): Promise<void> {

@@ -3,7 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { QemuProcess } from '../qemu/process.js';
 import type { QmpEvent } from '../qemu/qmp.js';
-import { type Death, FailureWatch } from './watch.js';
+import { type Death, FailureWatch, longestWaitMs } from './watch.js';
 
 const TICK_MS = 20;
 
@@ -316,5 +316,27 @@ describe('silence', () => {
     expect(booting.deaths).toEqual([]);
     expect(promoted.deaths).toHaveLength(1);
     booting.watch.close();
+  });
+});
+
+describe('excuses', () => {
+  test('are never negative: a shadow made anew counts its pauses from 0', () => {
+    let pausedMs = 5000;
+    const vm = watched(() => pausedMs);
+    vm.beat();
+    pass(TICK_MS);
+    pausedMs = 0;
+    pass(160);
+    expect([vm.deaths, vm.suspicions]).toEqual([[], []]);
+  });
+
+  test('of waiting for a CPU are of the thread that waits now, not of the one that has waited most', () => {
+    const before = new Map([
+      ['vcpu', 9000],
+      ['main', 100],
+    ]);
+    expect(longestWaitMs(before, new Map([...before, ['main', 350]]))).toBe(250);
+    expect(longestWaitMs(before, new Map([...before, ['new', 40]]))).toBe(40);
+    expect(longestWaitMs(before, new Map())).toBe(0);
   });
 });

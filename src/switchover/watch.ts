@@ -53,7 +53,7 @@ export class FailureWatch {
   private beats = 0;
   private lateAtBeatMs = 0;
   private pausedAtBeatMs = 0;
-  private waitAtSilenceMs: number | null = null;
+  private waitsAtSilence: RunDelays | null = null;
   private lastBeatMs: number | null = null;
 
   constructor(private readonly options: FailureWatchOptions) {
@@ -111,14 +111,14 @@ export class FailureWatch {
       this.lastBeatMs = Number(agent.last?.atNs ?? 0n) / 1e6;
       this.lateAtBeatMs = this.lateMs;
       this.pausedAtBeatMs = this.options.pausedTotalMs();
-      this.waitAtSilenceMs = null;
+      this.waitsAtSilence = null;
       if (this.suspected) this.options.onSuspicion?.(0);
       this.suspected = false;
       this.hangTold = false;
       return;
     }
     if (this.lastBeatMs === null || nowMs - this.lastBeatMs < MEASURE_AFTER_MS) return;
-    this.waitAtSilenceMs ??= runDelayMs(this.options.primary.pid);
+    this.waitsAtSilence ??= readRunDelays(this.options.primary.pid);
     this.conclude();
   }
 
@@ -167,9 +167,11 @@ export class FailureWatch {
 
   private excusedMs(): number {
     const { primary, pausedTotalMs } = this.options;
-    const waitedMs = this.waitAtSilenceMs === null ? 0 : Math.max(0, runDelayMs(primary.pid) - this.waitAtSilenceMs);
-    // One pause is excused up to what an epoch may take; a `stop` that never ends is a hang and not a pause.
-    const pausedMs = Math.min(pausedTotalMs() - this.pausedAtBeatMs, DETECTOR_LIMITS.suspectAfterMs / 2);
+    const waitedMs = this.waitsAtSilence === null ? 0 : longestWaitMs(this.waitsAtSilence, readRunDelays(primary.pid));
+    // One pause is excused up to what an epoch may take; a `stop` that never ends is a hang and not a pause. A shadow
+    // made anew begins to count from 0: no excuse is less than none.
+    const pausedSinceBeatMs = Math.max(0, pausedTotalMs() - this.pausedAtBeatMs);
+    const pausedMs = Math.min(pausedSinceBeatMs, DETECTOR_LIMITS.suspectAfterMs / 2);
     return this.lateMs - this.lateAtBeatMs + pausedMs + waitedMs;
   }
 
@@ -195,19 +197,30 @@ function processState(pid: number): string | null {
   }
 }
 
-/**
- * How long the process's threads have waited for a CPU while they could run, ms: the largest of all threads, since one
- * starved vCPU is enough to silence the guest. Field 2 of schedstat.
- */
-function runDelayMs(pid: number): number {
-  let most = 0;
+/** Thread → how long it has ever waited for a CPU while it could run, ms. */
+export type RunDelays = ReadonlyMap<string, number>;
+
+/** Field 2 of schedstat. */
+function readRunDelays(pid: number): RunDelays {
+  const delays = new Map<string, number>();
   try {
     for (const tid of fs.readdirSync(`/proc/${pid}/task`)) {
       const schedstat = fs.readFileSync(`/proc/${pid}/task/${tid}/schedstat`, 'utf8');
-      most = Math.max(most, Number(schedstat.split(' ')[1]) / 1e6);
+      delays.set(tid, Number(schedstat.split(' ')[1]) / 1e6);
     }
   } catch {
     // a thread ended between the two reads; the others count
   }
-  return most;
+  return delays;
+}
+
+/**
+ * The longest that one thread waited between two readings: one starved vCPU, or a starved main loop, is enough to
+ * silence the guest. Each is compared with itself, since the one that has waited longest in its life, mostly a vCPU,
+ * need not be the one that waits now.
+ */
+export function longestWaitMs(before: RunDelays, now: RunDelays): number {
+  let longest = 0;
+  for (const [tid, ms] of now) longest = Math.max(longest, ms - (before.get(tid) ?? 0));
+  return longest;
 }
