@@ -10,7 +10,8 @@ import { nowMs, sleep } from '../harness/daemon.js';
 import { InProcessManager } from '../harness/in-process.js';
 import { leftovers } from '../harness/leftovers.js';
 import { type Acknowledged, Writer } from '../harness/writer.js';
-import type { Event, PromotionView } from '../src/vm/view.js';
+import { MIB, type VmSpecInput } from '../src/vm/spec.js';
+import type { Event, PromotionView, VmView } from '../src/vm/view.js';
 import { type Distribution, distribution } from './distribution.js';
 import { Memcheck } from './memcheck.js';
 import { EpochPhases, type Phase } from './phases.js';
@@ -18,6 +19,8 @@ import { type Aim, type Fault, planRound, type RoundPlan } from './plan.js';
 import { RingAccount, readRing, ringCommand } from './ring.js';
 
 const REDIS_PORT = 6379;
+/** On the host, where there is no tap. */
+const PUBLISHED_PORT = 16380;
 const MEMCHECK_MIB = 48;
 /** A third of what one emulated vCPU can: 48 MiB are verified whole five times a second, and Redis gets its share. */
 const MEMCHECK_WRITES_PER_SECOND = 60_000;
@@ -33,6 +36,7 @@ const CLEAN_TIMEOUT_MS = 10_000;
 const FAILURES_MAX = 5;
 const FAILURE_EVENTS = 40;
 const TAIL_CHARS = 4096;
+const WORDS_MAX = 6;
 /** A descriptor leaked in each round would show; a few more or less are sockets and timers of the moment. */
 const FDS_GROWTH_MAX = 16;
 /** What a guest's kernel says when its state is broken; a drill's panic says none of these. */
@@ -41,7 +45,7 @@ const KERNEL_COMPLAINT = /BUG:|Oops|general protection|segfault|Bad page|memchec
 export interface FailoverOptions {
   seed: number;
   rounds: number;
-  ramBytes: number;
+  vm: Pick<VmSpecInput, 'ramBytes' | 'vcpus' | 'tracking'>;
   bridge: string;
   subnet: string;
   /** Ends the soak early and cleanly. */
@@ -208,24 +212,35 @@ class FailoverSoak {
 
   private async boot(): Promise<SoakGuest> {
     const name = `soak-${++this.guests}`;
-    const { ramBytes, signal, onProgress } = this.options;
-    onProgress(`booting ${name} with ${ramBytes / 2 ** 20} MiB, its shadow, memcheck and Redis`);
+    const { signal, onProgress } = this.options;
+    const asRoot = process.getuid?.() === 0;
+    const spec: VmSpecInput = {
+      ...this.options.vm,
+      name,
+      shadow: { kind: 'always' },
+      ...(asRoot ? {} : { network: 'user', publish: [{ hostPort: PUBLISHED_PORT, guestPort: REDIS_PORT }] }),
+    };
+    onProgress(`booting ${name}, its shadow, memcheck and Redis`);
     const stopped = new Promise<never>((_, reject) => {
       signal?.addEventListener('abort', () => reject(new Interrupted()), { once: true });
       if (signal?.aborted) reject(new Interrupted());
     });
     stopped.catch(() => {}); // raced, or not needed
-    const vm = await Promise.race([this.manager.runVm({ name, ramBytes, shadow: { kind: 'always' } }), stopped]);
-    if (vm.address === null) throw new Error('the soak needs a tap network: run it as root');
-    const guest = new SoakGuest(this.manager, name, vm.address, signal);
+    const vm = await Promise.race([this.manager.runVm(spec), stopped]);
+    const guest = new SoakGuest(this.manager, vm, signal);
     this.guest = guest;
     await guest.start();
+    const { tracking } = this.manager.port.showVm(name).shadow ?? { tracking: 'no' };
+    onProgress(
+      `${vm.accelerator}, ${vm.spec.ramBytes / MIB} MiB, ${vm.spec.vcpus} vCPU, ${vm.networkMode} network, ${tracking} tracking`,
+    );
     return guest;
   }
 
   private async round(guest: SoakGuest, round: number, plan: RoundPlan, next: RoundPlan | null): Promise<void> {
     await guest.aim(plan);
-    const phase = guest.phases.now();
+    // The drill of a panic waits for the end of the epoch under way.
+    const phase = plan.fault === 'panic' ? 'between' : guest.phases.now();
     const faultAtMs = await guest.inject(plan.fault);
     this.faults[plan.fault]++;
     this.phases[phase]++;
@@ -270,6 +285,7 @@ class FailoverSoak {
     this.totals.lost += ring.lostWithinLag;
     this.totals.lostOlder += ring.lostOlder;
     const words = [...wrong.words, ...ring.wrong, ...guest.kernelComplaints(), ...(await guest.remains())];
+    if (words.length > WORDS_MAX) words.splice(WORDS_MAX, words.length, `and ${words.length - WORDS_MAX} more`);
     if (words.length > 0) throw new Error(words.join('; '));
     this.usage.push(ownUsage());
     return `memory good, ${ring.lostWithinLag} writes lost within the lag`;
@@ -311,19 +327,24 @@ class SoakGuest {
   private onReady: (() => void) | null = null;
   private consoleRead = 0;
 
+  readonly name: string;
+  private readonly host: string;
+  private readonly port: number;
+
   constructor(
     private readonly manager: InProcessManager,
-    readonly name: string,
-    private readonly address: string,
+    { name, address }: VmView,
     private readonly signal: AbortSignal | undefined,
   ) {
+    this.name = name;
+    [this.host, this.port] = address === null ? ['127.0.0.1', PUBLISHED_PORT] : [address, REDIS_PORT];
     const vm = manager.port.vmForTest(name);
     const phasesOf = () => new EpochPhases(manager.processes(name).primary, () => vm.shadow);
     this.phases = phasesOf();
     this.memcheck = new Memcheck(MEMCHECK_MIB, () => vm.processesForTest.primary);
     this.writer = new Writer({
-      host: address,
-      port: REDIS_PORT,
+      host: this.host,
+      port: this.port,
       command: ringCommand,
       onAcknowledged: (write: Acknowledged) => this.account.add(write),
       writesPerSecondMax: REDIS_WRITES_PER_SECOND,
@@ -427,7 +448,7 @@ class SoakGuest {
   async ringFindings() {
     await this.until('a write that the new primary acknowledged', () => this.account.goesOn, VERIFY_TIMEOUT_MS);
     await this.writer.stop();
-    const slots = await readRing(this.address, REDIS_PORT);
+    const slots = await readRing(this.host, this.port);
     const findings = this.account.check(slots, this.writer.next);
     this.writer.start();
     return findings;

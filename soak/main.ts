@@ -1,5 +1,5 @@
 /**
- * Long runs that try to break the promises: npm run soak [-- --seed N] [--rounds 200] [--ram 256M] [--only failover]
+ * Long runs that try to break the promises: npm run soak [-- --seed N --rounds 200 --only failover]
  * The seed decides what is done and when; it is printed first. Results go to out/soak.json; exit code 1 when a promise
  * was broken.
  */
@@ -8,24 +8,25 @@ import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
 import { parseBytes } from '../src/vm/quantity-text.js';
-import { MIB } from '../src/vm/spec.js';
+import { MIB, VCPUS_MAX } from '../src/vm/spec.js';
 import type { Distribution } from './distribution.js';
-import { type FailoverResult, soakFailover } from './failover.js';
+import { type FailoverOptions, type FailoverResult, soakFailover } from './failover.js';
 import { FAULTS } from './plan.js';
 
 const SOAKS = ['failover'] as const;
+const TRACKINGS = ['auto', 'write', 'checksum'] as const;
 const SEED_MAX = 2 ** 31;
 const ROUNDS_MAX = 100_000;
 /** memcheck and Redis have to fit in. */
 const RAM_BYTES_MIN = 160 * MIB;
 const NETWORK = { bridge: 'svsoak0', subnet: '10.215.0.0/24' };
 
-const usage = `usage: npm run soak [-- --seed N] [--rounds N] [--ram 256M] [--only ${SOAKS.join('|')}]`;
+const usage = `usage: npm run soak [-- --seed N --rounds N --ram 256M --vcpus N --tracking ${TRACKINGS.join('|')} --only ${SOAKS.join('|')}]`;
 
 interface Options {
   seed: number;
   rounds: number;
-  ramBytes: number;
+  vm: FailoverOptions['vm'];
 }
 
 function readOptions(): Options {
@@ -35,6 +36,8 @@ function readOptions(): Options {
         seed: { type: 'string' },
         rounds: { type: 'string', default: '200' },
         ram: { type: 'string', default: '256M' },
+        vcpus: { type: 'string', default: '1' },
+        tracking: { type: 'string', default: 'auto' },
         only: { type: 'string' },
         help: { type: 'boolean' },
       },
@@ -48,10 +51,12 @@ function readOptions(): Options {
     const ramBytes = parseBytes(values.ram, '--ram');
     if (ramBytes < RAM_BYTES_MIN || ramBytes % MIB !== 0)
       throw new Error(`--ram takes whole MiB from ${RAM_BYTES_MIN / MIB}M on`);
+    const tracking = TRACKINGS.find((way) => way === values.tracking);
+    if (tracking === undefined) throw new Error(`--tracking takes ${TRACKINGS.join(', ')}`);
     return {
       seed: values.seed === undefined ? randomInt(SEED_MAX) : wholeNumber('--seed', values.seed, 0, SEED_MAX - 1),
       rounds: wholeNumber('--rounds', values.rounds, 1, ROUNDS_MAX),
-      ramBytes,
+      vm: { ramBytes, vcpus: wholeNumber('--vcpus', values.vcpus, 1, VCPUS_MAX), tracking },
     };
   } catch (error) {
     console.error(`soak: ${(error as Error).message}\n${usage}`);

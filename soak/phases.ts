@@ -14,7 +14,10 @@ const POLL_MS = 1;
 export class EpochPhases {
   private stoppedAtNs = 0n;
   private resumedAtNs = 0n;
-  private begunAtMs: number | null = null;
+  private committedAtNs = 0n;
+  /** When the epoch begins that no guest was stopped for yet. */
+  private dueAtMs = Number.POSITIVE_INFINITY;
+  private begun = false;
   private readonly lengthMs = { ...LENGTH_MS_DEFAULT };
   private readonly off: () => void;
   private readonly timer: NodeJS.Timeout;
@@ -27,8 +30,9 @@ export class EpochPhases {
     this.off = primary.qmp.onEvent(({ event }) => {
       if (event === 'STOP') {
         this.stoppedAtNs = process.hrtime.bigint();
-        if (this.begunAtMs !== null) this.lengthMs['pre-copy'] = nowMs() - this.begunAtMs;
-        this.begunAtMs = null;
+        if (nowMs() > this.dueAtMs) this.lengthMs['pre-copy'] = nowMs() - this.dueAtMs;
+        this.dueAtMs = Number.POSITIVE_INFINITY;
+        this.begun = false;
       } else if (event === 'RESUME') {
         this.resumedAtNs = process.hrtime.bigint();
         this.lengthMs.pause = Number(this.resumedAtNs - this.stoppedAtNs) / 1e6;
@@ -41,7 +45,7 @@ export class EpochPhases {
   now(): Phase {
     if (this.stoppedAtNs > this.resumedAtNs) return 'pause';
     if (this.committing) return 'commit';
-    return this.cutting ? 'pre-copy' : 'between';
+    return nowMs() > this.dueAtMs ? 'pre-copy' : 'between';
   }
 
   /** Resolves `within` of its usual length into the next such phase. If none comes, after some seconds all the same. */
@@ -67,8 +71,15 @@ export class EpochPhases {
   }
 
   private poll(): void {
-    if (this.begunAtMs === null && this.now() === 'pre-copy') {
-      this.begunAtMs = nowMs();
+    const shadow = this.shadow();
+    const cutAtNs = shadow?.committed?.cutAtNs ?? 0n;
+    if (shadow !== null && cutAtNs !== this.committedAtNs) {
+      // Nothing tells that an epoch begins; but each does when the interval since the last commit is over.
+      this.committedAtNs = cutAtNs;
+      this.dueAtMs = nowMs() + shadow.view().intervalMs;
+    }
+    if (!this.begun && this.now() === 'pre-copy') {
+      this.begun = true;
       this.tell('begin');
     }
     if (this.committing) this.lengthMs.commit = Number(process.hrtime.bigint() - this.resumedAtNs) / 1e6;
@@ -83,13 +94,6 @@ export class EpochPhases {
   /** The guest runs again and its epoch is not committed yet. */
   private get committing(): boolean {
     return this.resumedAtNs > this.stoppedAtNs && (this.shadow()?.committed?.cutAtNs ?? 0n) < this.stoppedAtNs;
-  }
-
-  /** The time that the guest stands still for epochs counts from the begin of one: it passes only while one is cut. */
-  private get cutting(): boolean {
-    const shadow = this.shadow();
-    const before = shadow?.pausedTotalMs();
-    return shadow !== null && shadow.pausedTotalMs() !== before;
   }
 }
 

@@ -4,6 +4,7 @@
  * Number n goes to slot n mod RING_SLOTS, so that Redis's memory stays bounded; a slot that was overwritten has a higher
  * number. A failover rolls back at most what was acknowledged after the cut of the promoted epoch.
  */
+import { nowMs } from '../harness/daemon.js';
 import { RedisConnection, type Reply } from '../harness/redis.js';
 import type { Acknowledged } from '../harness/writer.js';
 
@@ -61,8 +62,8 @@ export class RingAccount {
   /** Since the last check. */
   private acknowledged: Acknowledged[] = [];
   private rollbacks: Rollback[] = [];
-  /** Least number that each slot must have. */
-  private readonly floor = new Float64Array(RING_SLOTS);
+  /** Least number that each slot must have, and why. */
+  private readonly floor: (Acknowledged | null)[] = new Array(RING_SLOTS).fill(null);
 
   add(write: Acknowledged): void {
     this.acknowledged.push(write);
@@ -98,7 +99,7 @@ export class RingAccount {
       const slot = number % RING_SLOTS;
       const found = slots[slot] ?? 0;
       if (this.rollbacks.every((rollback) => write.atMs < rollback.cutMs || isAfter(write, rollback))) {
-        this.floor[slot] = Math.max(this.floor[slot] ?? 0, number);
+        if (number > (this.floor[slot]?.number ?? 0)) this.floor[slot] = write;
       } else if (found < number) {
         findings.lostWithinLag++;
         if (!tail.has(connection)) tail.set(connection, number);
@@ -109,15 +110,27 @@ export class RingAccount {
     }
     for (const [slot, least] of this.floor.entries()) {
       const found = slots[slot] ?? 0;
-      if (!(found < least)) continue;
+      if (least === null || !(found < least.number)) continue;
       findings.lostOlder++;
-      say(`slot ${slot} has ${found}, but ${least} was acknowledged before the cut or after the promotion`);
+      say(`slot ${slot} has ${found}, but ${least.number} was acknowledged ${this.when(least)}`);
     }
     // What was read is acknowledged as well.
-    for (const [slot, number] of slots.entries()) this.floor[slot] = number ?? 0;
+    const atMs = nowMs();
+    for (const [slot, number] of slots.entries())
+      this.floor[slot] = number === null ? null : { number, atMs, connection: 0 };
     this.acknowledged = [];
     this.rollbacks = [];
     return findings;
+  }
+
+  /** For people who look for the reason. */
+  private when({ atMs, connection }: Acknowledged): string {
+    if (connection === 0) return 'and read in an earlier round';
+    const rollbacks = this.rollbacks.map(
+      ({ cutMs, resumedMs, connections }) =>
+        `${(atMs - cutMs).toFixed(1)} ms after the cut, ${(atMs - resumedMs).toFixed(1)} ms after the resumption (connections: ${connections})`,
+    );
+    return `on connection ${connection}, ${rollbacks.join(' and ')}`;
   }
 }
 
