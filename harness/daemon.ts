@@ -13,6 +13,8 @@ export interface DaemonOptions {
   bridge?: string;
   subnet?: string;
   env?: NodeJS.ProcessEnv;
+  /** Of a daemon that was killed. Default: a new one. */
+  stateDir?: string;
 }
 
 export class Daemon {
@@ -36,7 +38,7 @@ export class Daemon {
 
   /** Resolves when the API answers. */
   static async start(options: DaemonOptions = {}): Promise<Daemon> {
-    const stateDir = mkdtempSync(join(tmpdir(), 'shadowvm-'));
+    const stateDir = options.stateDir ?? mkdtempSync(join(tmpdir(), 'shadowvm-'));
     const argv = [SHADOWVM, 'daemon', '--state', stateDir, '--images', IMAGES_DIR];
     if (options.bridge !== undefined) argv.push('--bridge', options.bridge);
     if (options.subnet !== undefined) argv.push('--subnet', options.subnet);
@@ -97,6 +99,13 @@ export class Daemon {
     } catch {
       return '';
     }
+  }
+
+  /** Ends the manager as a crash would; its state and its VMs stay. */
+  async kill(): Promise<void> {
+    this.ended = true;
+    this.child.kill('SIGKILL');
+    await this.exit;
   }
 
   /** Ends the manager as an operator would, and takes its state away. Idempotent. */

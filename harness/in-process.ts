@@ -20,7 +20,7 @@ export class InProcessManager {
     readonly events: EventLog,
   ) {}
 
-  static async open(options: { bridge?: string; subnet?: string } = {}): Promise<InProcessManager> {
+  static async open(options: { bridge?: string; subnet?: string; imagesDir?: string } = {}): Promise<InProcessManager> {
     const stateDir = StateDir.open(mkdtempSync(join(tmpdir(), 'shadowvm-')));
     const log = pino({ level: 'error' }, pino.destination(2));
     const events = await EventLog.open(stateDir.eventsPath, { log });

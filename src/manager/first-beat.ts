@@ -24,7 +24,7 @@ export function bootBeat(primary: QemuProcess, consoleLogPath: string, signal: A
             attempted: 'boot the VM',
             subject: primary.vm,
             reason,
-            remedy: `The end of its console: ${lastLine(consoleLogPath)}`,
+            remedy: `The end of its console: ${lastWords(consoleLogPath)}`,
           }),
         ),
       );
@@ -46,9 +46,12 @@ export async function awakening(qemu: QemuProcess, timeoutMs: number): Promise<v
     await new Promise((resolve) => setTimeout(resolve, 2));
 }
 
-function lastLine(path: string): string {
+/** How a console ended: with the line that says why the kernel panicked, not with the trace that follows it. */
+function lastWords(path: string): string {
   try {
-    return fs.readFileSync(path, 'latin1').trim().split('\n').at(-1)?.slice(0, 200) ?? '(empty)';
+    const lines = fs.readFileSync(path, 'latin1').trim().split('\n');
+    const line = lines.findLast((each) => each.includes('Kernel panic')) ?? lines.at(-1);
+    return line?.trim().slice(0, 200) || '(empty)';
   } catch {
     return '(none)';
   }

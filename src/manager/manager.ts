@@ -39,18 +39,18 @@ export class Manager implements ManagerPort {
   async recover(): Promise<void> {
     const { stateDir, events } = this.host.options;
     const records = await stateDir.loadVmRecords(events);
-    const orphans = records.flatMap((record) =>
-      record.process.filter(isRunning).map((process) => ({ record, ...process })),
+    const known = records.flatMap((record) =>
+      record.process.filter(isRunning).map((process) => ({ vm: record.spec.name, ...process })),
     );
-    for (const { record, pid, role } of orphans) {
+    // Killed between the start of a QEMU and the record of it, the manager left one that no record has.
+    const unknown = qemusIn(stateDir.runDir).filter(({ pid }) => !known.some((process) => process.pid === pid));
+    const orphans = [...known, ...unknown.map((process) => ({ vm: null, role: 'QEMU', ...process }))];
+    for (const { vm, pid, role } of orphans) {
       process.kill(pid, 'SIGKILL');
-      events.append(
-        'warn',
-        'vm.orphan-killed',
-        record.spec.name,
-        `killed the ${role} (pid ${pid}) that an earlier manager left`,
-        { pid, role },
-      );
+      events.append('warn', 'vm.orphan-killed', vm, `killed the ${role} (pid ${pid}) that an earlier manager left`, {
+        pid,
+        role,
+      });
     }
     for (const orphan of orphans) await gone(orphan);
     const swept = await this.host.sweep();
@@ -283,17 +283,47 @@ async function requireFreePorts(spec: VmSpec, attempted: string): Promise<void> 
   }
 }
 
-/** Whether it is still the process of the record, and not a later one with its number. */
-function isRunning({ pid, startTicks }: { pid: number; startTicks: number }): boolean {
+interface RecordedProcess {
+  pid: number;
+  startTicks: number;
+}
+
+/** Fields of /proc/PID/stat from the state (the third) on; null when there is no such process. */
+function statFields(pid: number): string[] | null {
   try {
     const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    return Number(fields[19]) === startTicks && fields[0] !== 'Z';
+    return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   } catch {
-    return false;
+    return null;
   }
 }
 
-async function gone(process: { pid: number; startTicks: number }): Promise<void> {
+/** Whether it is still the process of the record, and not a later one with its number. */
+function isRunning({ pid, startTicks }: RecordedProcess): boolean {
+  const fields = statFields(pid);
+  return fields !== null && Number(fields[19]) === startTicks && fields[0] !== 'Z';
+}
+
+/** Processes whose command line has a QMP socket in this folder, which only managers of this state directory use. */
+function qemusIn(runDir: string): RecordedProcess[] {
+  const mark = `socket,id=qmp,path=${runDir}/`;
+  return fs
+    .readdirSync('/proc')
+    .map(Number)
+    .filter((pid) => pid > 0 && readText(`/proc/${pid}/cmdline`).includes(mark))
+    .map((pid) => ({ pid, startTicks: Number(statFields(pid)?.[19]) }))
+    .filter(isRunning);
+}
+
+/** Empty when it went away. */
+function readText(path: string): string {
+  try {
+    return fs.readFileSync(path, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+async function gone(process: RecordedProcess): Promise<void> {
   for (let i = 0; i < 500 && isRunning(process); i++) await new Promise((resolve) => setTimeout(resolve, 10));
 }
