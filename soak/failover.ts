@@ -221,12 +221,11 @@ class FailoverSoak {
       ...(asRoot ? {} : { network: 'user', publish: [{ hostPort: PUBLISHED_PORT, guestPort: REDIS_PORT }] }),
     };
     onProgress(`booting ${name}, its shadow, memcheck and Redis`);
-    const stopped = new Promise<never>((_, reject) => {
-      signal?.addEventListener('abort', () => reject(new Interrupted()), { once: true });
-      if (signal?.aborted) reject(new Interrupted());
-    });
-    stopped.catch(() => {}); // raced, or not needed
-    const vm = await Promise.race([this.manager.runVm(spec), stopped]);
+    const vm = await this.manager.port
+      .runVm(spec, () => {}, signal)
+      .catch((error: unknown) => {
+        throw signal?.aborted ? new Interrupted() : error;
+      });
     const guest = new SoakGuest(this.manager, vm, signal);
     this.guest = guest;
     await guest.start();
@@ -448,7 +447,10 @@ class SoakGuest {
   async ringFindings() {
     await this.until('a write that the new primary acknowledged', () => this.account.goesOn, VERIFY_TIMEOUT_MS);
     await this.writer.stop();
-    const slots = await readRing(this.host, this.port);
+    const slots = await readRing(this.host, this.port).catch((error: unknown) => {
+      this.check(); // a promotion that nobody ordered, or a VM that died, explains more than a connection that broke
+      throw error;
+    });
     const findings = this.account.check(slots, this.writer.next);
     this.writer.start();
     return findings;

@@ -12,6 +12,8 @@ import type { Acknowledged } from '../harness/writer.js';
 export const RING_SLOTS = 20_000;
 const READ_BATCH = 500;
 const CONNECT_TIMEOUT_MS = 10_000;
+/** A connection that a rollback has cut does not end, it falls silent. */
+const READ_TIMEOUT_MS = 10_000;
 /** On a connection older than a promotion, replies of the old primary have been read so long after it. */
 const STALE_REPLIES_MS = 1000;
 const FINDINGS_MAX = 20;
@@ -23,14 +25,21 @@ export const ringCommand = (number: number) => ['SET', keyOf(number), textOf(num
 /** The number in each slot; null where there is none, NaN where there is what nobody wrote. */
 export async function readRing(host: string, port: number): Promise<(number | null)[]> {
   const connection = await RedisConnection.connect(host, port, CONNECT_TIMEOUT_MS);
-  const numbers: (number | null)[] = [];
-  for (let from = 0; from < RING_SLOTS; from += READ_BATCH) {
-    const keys = Array.from({ length: Math.min(READ_BATCH, RING_SLOTS - from) }, (_, i) => keyOf(from + i));
-    const values = (await connection.send('MGET', ...keys)) as Reply[];
-    for (const [i, value] of values.entries()) numbers.push(numberIn(value, from + i));
+  const watchdog = setInterval(() => {
+    if (connection.oldestWaitMs() > READ_TIMEOUT_MS) connection.close();
+  }, READ_TIMEOUT_MS / 10);
+  try {
+    const numbers: (number | null)[] = [];
+    for (let from = 0; from < RING_SLOTS; from += READ_BATCH) {
+      const keys = Array.from({ length: Math.min(READ_BATCH, RING_SLOTS - from) }, (_, i) => keyOf(from + i));
+      const values = (await connection.send('MGET', ...keys)) as Reply[];
+      for (const [i, value] of values.entries()) numbers.push(numberIn(value, from + i));
+    }
+    return numbers;
+  } finally {
+    clearInterval(watchdog);
+    connection.close();
   }
-  connection.close();
-  return numbers;
 }
 
 function numberIn(value: Reply, slot: number): number | null {

@@ -123,3 +123,14 @@ test('a manager that closes takes back what still boots', async () => {
   await refused;
   expect(leftovers(root)).toEqual([]);
 });
+
+test('a manager that closes refuses what has only just been asked for', async () => {
+  const closing = await InProcessManager.open({ bridge: 'svcancel1', subnet: '10.219.8.0/24' });
+  const { root } = closing.stateDir;
+  // The image is being looked for: the manager knows of no VM yet.
+  const running = closing.port.runVm({ name: 'web', accelerator: 'tcg' }, () => {});
+  const refused = expect(running).rejects.toMatchObject({ code: 'DAEMON_STOPPING' });
+  await closing.close();
+  await refused;
+  expect(leftovers(root)).toEqual([]);
+});

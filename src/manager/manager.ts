@@ -87,7 +87,9 @@ export class Manager implements ManagerPort {
       });
     await requireFreePorts(spec, attempted);
     const image = await findImage(this.host.options.imagesDir, spec.image);
-    // Nothing waits from here to the entry in the map: of two runs with one name, one is refused.
+    // Nothing waits from here to the entry in the map: of two runs with one name, one is refused, and a manager that
+    // closes finds every VM in it.
+    this.requireOpen(attempted);
     const taken = this.vms.get(spec.name);
     if (taken !== undefined)
       throw new ShadowVmError('VM_EXISTS', {
