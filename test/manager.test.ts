@@ -146,18 +146,21 @@ describe('a request that is refused', () => {
   });
 
   test('a kernel that is none, and a guest that panics while it boots, leave nothing but their words', async () => {
-    const files = openFiles();
-    expect(await refusal({ name: 'web', image: 'no-kernel' })).toMatchObject({ code: 'QEMU_START_FAILED' });
-    await expectNothing();
-    const error = await refusal({ name: 'web', image: 'no-init', ramBytes: RAM_BYTES, accelerator: 'tcg' });
-    expect(error).toMatchObject({
-      code: 'QEMU_START_FAILED',
-      reason: 'the VM ended before its first heartbeat',
-      remedy: expect.stringMatching(/end of its console: .*Kernel panic - not syncing: \w/),
-    });
-    await expectNothing();
-    await until('the closing of files', () => openFiles().length <= files.length, 2000).catch(ignore);
-    expect(openFiles()).toEqual(files);
+    // Once more than needed: what the first one opens for good (a netlink socket) is not what is left of it.
+    for (const files of [null, openFiles]) {
+      const before = files?.();
+      expect(await refusal({ name: 'web', image: 'no-kernel' })).toMatchObject({ code: 'QEMU_START_FAILED' });
+      await expectNothing();
+      expect(await refusal({ name: 'web', image: 'no-init', ramBytes: RAM_BYTES, accelerator: 'tcg' })).toMatchObject({
+        code: 'QEMU_START_FAILED',
+        reason: 'the VM ended before its first heartbeat',
+        remedy: expect.stringMatching(/end of its console: .*Kernel panic - not syncing: \w/),
+      });
+      await expectNothing();
+      if (before === undefined) continue;
+      await until('the closing of files', () => openFiles().length <= before.length, 2000).catch(ignore);
+      expect(openFiles()).toEqual(before);
+    }
     expect(manager.events.list({ vm: 'web', limit: 1 })[0]).toMatchObject({ type: 'vm.failed', level: 'error' });
   });
 

@@ -566,6 +566,8 @@ export class ManagedVm {
   /** Gives back everything on the host. Idempotent. */
   async release(): Promise<void> {
     clearInterval(this.usageTimer);
+    // A promotion under way would go on with a shadow that is not there any more.
+    this.switchover.close();
     this.watch?.close();
     await this.keeper.close();
     await this.primary?.dispose();

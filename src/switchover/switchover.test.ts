@@ -164,6 +164,24 @@ describe('a step that fails', () => {
   });
 });
 
+test('of a VM that is given up, what is under way ends without consequences, and whoever waits is told', async () => {
+  for (const upTo of [[], ['hand-over'], ['hand-over', 'fence'], ['hand-over', 'fence', 'load-state']] as const) {
+    const { script, machine } = start();
+    machine.dispatch({ type: 'shadow-ready' });
+    const asked = outcome(machine.request('by hand'));
+    await script.done(...upTo);
+    const before = script.line;
+    machine.close();
+    machine.close();
+    expect([await asked, machine.underWay]).toEqual(['PROMOTION_FAILED', false]);
+    await script.done('hand-over', 'fence', 'load-state');
+    await script.fail('record-generation');
+    machine.dispatch({ type: 'primary-died', reason: 'late' });
+    expect(await outcome(machine.request('late'))).toBe('PROMOTION_FAILED');
+    expect([script.line, script.failures]).toEqual([before, []]);
+  }
+});
+
 test('whatever happens in whatever order, every request is answered and nothing runs before it may', () =>
   fc.assert(
     fc.asyncProperty(

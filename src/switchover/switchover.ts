@@ -22,6 +22,7 @@ export interface SwitchoverActions {
 
 export class Switchover {
   private state: SwitchoverState;
+  private closed = false;
   private waiting: { resolve: () => void; reject: (error: ShadowVmError) => void }[] = [];
 
   constructor(
@@ -40,7 +41,7 @@ export class Switchover {
   }
   /** True from the decision to the end of a promotion. */
   get underWay(): boolean {
-    return this.state.phase !== 'watching' && this.state.phase !== 'lost';
+    return !this.closed && this.state.phase !== 'watching' && this.state.phase !== 'lost';
   }
 
   /** A death now would be followed by a promotion. */
@@ -48,7 +49,14 @@ export class Switchover {
     return this.state.phase === 'watching' && this.state.shadowReady;
   }
 
+  /** The VM is given up: what is under way ends without consequences, and whoever waits for it is told. Idempotent. */
+  close(): void {
+    this.closed = true;
+    this.settle(this.failed('the VM was ended meanwhile'));
+  }
+
   dispatch(event: SwitchoverEvent): void {
+    if (this.closed) return;
     const { reason } = this.state;
     const next = step(this.state, event);
     this.state = next.state;
@@ -58,6 +66,7 @@ export class Switchover {
   /** A planned switchover; resolves when the shadow runs in the primary's place. @throws PROMOTION_IN_PROGRESS, SHADOW_NOT_READY, PROMOTION_FAILED */
   request(reason: string): Promise<void> {
     return new Promise((resolve, reject) => {
+      if (this.closed) return reject(this.failed('the VM was ended'));
       this.waiting.push({ resolve, reject });
       this.dispatch({ type: 'promotion-requested', reason });
     });
@@ -84,8 +93,8 @@ export class Switchover {
         this.settle(null);
         break;
       case 'declare-lost':
-        actions['declare-lost'](effect.reason);
         this.settle(this.failed(effect.reason));
+        actions['declare-lost'](effect.reason);
         break;
       case 'resume-primary':
         actions['resume-primary'](effect.reason);
@@ -109,6 +118,7 @@ export class Switchover {
     act().then(
       () => this.dispatch({ type: 'done', effect }),
       (error: unknown) => {
+        if (this.closed) return;
         this.actions.onFailure(effect, error);
         const reason = error instanceof Error ? error.message : String(error);
         this.dispatch({ type: 'failed', effect, reason });
