@@ -4,7 +4,6 @@
  * Number n goes to slot n mod RING_SLOTS, so that Redis's memory stays bounded; a slot that was overwritten has a higher
  * number. A failover rolls back at most what was acknowledged after the cut of the promoted epoch.
  */
-import { nowMs } from '../harness/daemon.js';
 import { RedisConnection, type Reply } from '../harness/redis.js';
 import type { Acknowledged } from '../harness/writer.js';
 
@@ -68,10 +67,10 @@ export interface Rollback {
 
 export class RingAccount {
   acknowledgedTotal = 0;
-  /** Since the last check. */
+  /** What the next rollback may take: acknowledged since the newest promotion. */
   private acknowledged: Acknowledged[] = [];
   private rollbacks: Rollback[] = [];
-  /** Least number that each slot must have, and why. */
+  /** Newest write of each slot that no rollback can take any more: the next epoch is cut later. */
   private readonly floor: (Acknowledged | null)[] = new Array(RING_SLOTS).fill(null);
 
   add(write: Acknowledged): void {
@@ -103,38 +102,39 @@ export class RingAccount {
 
     // On one connection Redis saw the writes in order: of a whole state, what is missing is a tail.
     const tail = new Map<number, number>();
+    const due = [...this.floor];
+    const stay: Acknowledged[] = [];
     for (const write of this.acknowledged) {
       const { number, connection } = write;
       const slot = number % RING_SLOTS;
       const found = slots[slot] ?? 0;
-      if (this.rollbacks.every((rollback) => write.atMs < rollback.cutMs || isAfter(write, rollback))) {
-        if (number > (this.floor[slot]?.number ?? 0)) this.floor[slot] = write;
+      const newer = this.rollbacks.every((rollback) => isAfter(write, rollback));
+      const safe = this.rollbacks.every((rollback) => write.atMs < rollback.cutMs || isAfter(write, rollback));
+      if (safe) {
+        if (number > (due[slot]?.number ?? 0)) due[slot] = write;
       } else if (found < number) {
         findings.lostWithinLag++;
         if (!tail.has(connection)) tail.set(connection, number);
       }
+      if (newer) stay.push(write);
+      else if ((safe || found >= number) && number > (this.floor[slot]?.number ?? 0)) this.floor[slot] = write;
       const lost = tail.get(connection);
       if (found === number && lost !== undefined && lost < number)
         say(`${number} is there, ${lost}, written before it on the same connection, is not`);
     }
-    for (const [slot, least] of this.floor.entries()) {
+    for (const [slot, write] of due.entries()) {
       const found = slots[slot] ?? 0;
-      if (least === null || !(found < least.number)) continue;
+      if (write === null || !(found < write.number)) continue;
       findings.lostOlder++;
-      say(`slot ${slot} has ${found}, but ${least.number} was acknowledged ${this.when(least)}`);
+      say(`slot ${slot} has ${found}, but ${write.number} was acknowledged ${this.when(write)}`);
     }
-    // What was read is acknowledged as well.
-    const atMs = nowMs();
-    for (const [slot, number] of slots.entries())
-      this.floor[slot] = number === null ? null : { number, atMs, connection: 0 };
-    this.acknowledged = [];
+    this.acknowledged = stay;
     this.rollbacks = [];
     return findings;
   }
 
   /** For people who look for the reason. */
   private when({ atMs, connection }: Acknowledged): string {
-    if (connection === 0) return 'and read in an earlier round';
     const rollbacks = this.rollbacks.map(
       ({ cutMs, resumedMs, connections }) =>
         `${(atMs - cutMs).toFixed(1)} ms after the cut, ${(atMs - resumedMs).toFixed(1)} ms after the resumption (connections: ${connections})`,

@@ -109,10 +109,13 @@ describe('ring account', () => {
     expect(account([800, 900]).check(garbled, 3).wrong).toHaveLength(1);
   });
 
-  test('remembers across checks', () => {
-    const ring = account([800, 900]);
-    expect(ring.check(slotsWith([1, 2]), 3).wrong).toEqual([]);
-    expect(ring.check(slotsWith([1]), 3)).toMatchObject({ lostOlder: 1 });
+  test('lets the next rollback take what was read back since its cut, and nothing else', () => {
+    const ring = account([800], [1600, 1700]);
+    expect(ring.check(slotsWith([1, 2, 3]), 4).wrong).toEqual([]);
+    ring.rolledBack({ cutMs: 1650, resumedMs: 1800, connections: 2 });
+    expect(ring.check(slotsWith([1, 2]), 4)).toEqual({ lostWithinLag: 1, lostOlder: 0, wrong: [] });
+    ring.rolledBack({ cutMs: 1900, resumedMs: 2000, connections: 2 });
+    expect(ring.check(slotsWith([1]), 4)).toMatchObject({ lostWithinLag: 0, lostOlder: 1 });
   });
 });
 
