@@ -266,7 +266,6 @@ test.each([0, 4, 15, 40])(
   'a manager may close %d ms after a fault, in the middle of the switchover',
   async (delayMs) => {
     const manager = await InProcessManager.open({ bridge: 'svtmg3', subnet: '10.214.23.0/24' });
-    const files = openFiles();
     await manager.runVm({ name: 'web', ramBytes: RAM_BYTES, accelerator: 'tcg', shadow: { kind: 'always' } });
     await manager.shadowReady('web');
     manager.processes('web').primary.kill();
@@ -275,8 +274,8 @@ test.each([0, 4, 15, 40])(
     await expect(manager.runVm({ name: 'late' })).rejects.toMatchObject({ code: 'DAEMON_STOPPING' });
     await expect(manager.port.createShadow('web', ignore)).rejects.toMatchObject({ code: 'DAEMON_STOPPING' });
     expect(leftovers(manager.stateDir.root)).toEqual([]);
-    await until('the closing of files', () => openFiles().length <= files.length, 2000).catch(ignore);
-    expect(openFiles()).toEqual(files);
+    // No RAM of a VM is held any more, the old primary's included.
+    await until('the end of all RAM', () => !openFiles().some((file) => file.includes('memfd:shadowvm')));
     await closed(manager);
   },
 );
