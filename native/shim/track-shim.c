@@ -13,6 +13,7 @@
 #include <linux/futex.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -39,6 +40,7 @@
 
 static struct shadowvm_control *control;
 static struct stat ram_stat;
+static sem_t life_settled;
 
 struct life {
   struct robust_list link;
@@ -55,9 +57,11 @@ static void *live(void *unused) {
   life.link.next = &life.head.list;
   life.head.futex_offset = (long)((char *)&control->life - (char *)&life.link);
   life.head.list_op_pending = NULL;
-  if (syscall(SYS_set_robust_list, &life.head, sizeof life.head) != 0) return NULL;
-  atomic_store((_Atomic uint32_t *)&control->life, (uint32_t)syscall(SYS_gettid));
-  for (;;) pause();
+  const int held = syscall(SYS_set_robust_list, &life.head, sizeof life.head) == 0;
+  if (held) atomic_store((_Atomic uint32_t *)&control->life, (uint32_t)syscall(SYS_gettid));
+  sem_post(&life_settled);
+  while (held) pause();
+  return NULL;
 }
 
 static void report(int error, enum shadowvm_tracking tracking) {
@@ -122,7 +126,10 @@ __attribute__((constructor)) static void start(void) {
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, 64 * 1024);
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  pthread_create(&thread, &attributes, live, NULL);
+  sem_init(&life_settled, 0, 0);
+  // QEMU begins when its life is watched: on a busy host its monitor would otherwise answer before this thread has run.
+  if (pthread_create(&thread, &attributes, live, NULL) == 0)
+    while (sem_wait(&life_settled) != 0) {}
   pthread_attr_destroy(&attributes);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
