@@ -331,12 +331,22 @@ describe('excuses', () => {
   });
 
   test('of waiting for a CPU are of the thread that waits now, not of the one that has waited most', () => {
+    const slept = (waitedMs: number, ranMs = 0) => ({ state: 'S', ranMs, waitedMs });
     const before = new Map([
-      ['vcpu', 9000],
-      ['main', 100],
+      ['vcpu', slept(9000)],
+      ['main', slept(100)],
     ]);
-    expect(longestWaitMs(before, new Map([...before, ['main', 350]]))).toBe(250);
-    expect(longestWaitMs(before, new Map([...before, ['new', 40]]))).toBe(40);
-    expect(longestWaitMs(before, new Map())).toBe(0);
+    expect(longestWaitMs(before, new Map([...before, ['main', slept(350)]]), 400)).toBe(250);
+    expect(longestWaitMs(before, new Map([...before, ['new', slept(40)]]), 400)).toBe(40);
+    expect(longestWaitMs(before, new Map(), 400)).toBe(0);
+  });
+
+  test('hold for a wait that is not over: one that wants to run or sits in the kernel, not for one that spins or sleeps', () => {
+    const main = (state: string, ranMs: number) => new Map([['main', { state, ranMs, waitedMs: 7 }]]);
+    expect(longestWaitMs(main('S', 50), main('R', 60), 400)).toBe(390);
+    expect(longestWaitMs(main('S', 50), main('D', 50), 400)).toBe(400);
+    expect(longestWaitMs(main('R', 50), main('R', 450), 400)).toBe(0);
+    expect(longestWaitMs(main('R', 50), main('S', 60), 400)).toBe(0);
+    expect(longestWaitMs(main('R', 50), main('T', 60), 400)).toBe(0);
   });
 });

@@ -53,7 +53,7 @@ export class FailureWatch {
   private beats = 0;
   private lateAtBeatMs = 0;
   private pausedAtBeatMs = 0;
-  private waitsAtSilence: RunDelays | null = null;
+  private threadsAtSilence: { atMs: number; threads: Threads } | null = null;
   private lastBeatMs: number | null = null;
 
   constructor(private readonly options: FailureWatchOptions) {
@@ -111,14 +111,14 @@ export class FailureWatch {
       this.lastBeatMs = Number(agent.last?.atNs ?? 0n) / 1e6;
       this.lateAtBeatMs = this.lateMs;
       this.pausedAtBeatMs = this.options.pausedTotalMs();
-      this.waitsAtSilence = null;
+      this.threadsAtSilence = null;
       if (this.suspected) this.options.onSuspicion?.(0);
       this.suspected = false;
       this.hangTold = false;
       return;
     }
     if (this.lastBeatMs === null || nowMs - this.lastBeatMs < MEASURE_AFTER_MS) return;
-    this.waitsAtSilence ??= readRunDelays(this.options.primary.pid);
+    this.threadsAtSilence ??= { atMs: nowMs, threads: readThreads(this.options.primary.pid) };
     this.conclude();
   }
 
@@ -167,7 +167,9 @@ export class FailureWatch {
 
   private excusedMs(): number {
     const { primary, pausedTotalMs } = this.options;
-    const waitedMs = this.waitsAtSilence === null ? 0 : longestWaitMs(this.waitsAtSilence, readRunDelays(primary.pid));
+    const since = this.threadsAtSilence;
+    const waitedMs =
+      since === null ? 0 : longestWaitMs(since.threads, readThreads(primary.pid), monotonicMs() - since.atMs);
     // One pause is excused up to what an epoch may take; a `stop` that never ends is a hang and not a pause. A shadow
     // made anew begins to count from 0: no excuse is less than none.
     const pausedSinceBeatMs = Math.max(0, pausedTotalMs() - this.pausedAtBeatMs);
@@ -197,30 +199,47 @@ function processState(pid: number): string | null {
   }
 }
 
-/** Thread → how long it has ever waited for a CPU while it could run, ms. */
-export type RunDelays = ReadonlyMap<string, number>;
+export interface ThreadTimes {
+  /** "R" runs or wants to, "D" waits in the kernel for a disk or for memory, "S" sleeps, "T" is stopped. */
+  state: string;
+  /** How long it has ever run. */
+  ranMs: number;
+  /** How long it has ever waited for a CPU while it could run; the kernel adds a wait when it is over. */
+  waitedMs: number;
+}
+/** By thread id. */
+export type Threads = ReadonlyMap<string, ThreadTimes>;
 
-/** Field 2 of schedstat. */
-function readRunDelays(pid: number): RunDelays {
-  const delays = new Map<string, number>();
+function readThreads(pid: number): Threads {
+  const threads = new Map<string, ThreadTimes>();
   try {
     for (const tid of fs.readdirSync(`/proc/${pid}/task`)) {
-      const schedstat = fs.readFileSync(`/proc/${pid}/task/${tid}/schedstat`, 'utf8');
-      delays.set(tid, Number(schedstat.split(' ')[1]) / 1e6);
+      const stat = fs.readFileSync(`/proc/${pid}/task/${tid}/stat`, 'utf8');
+      const [ranNs, waitedNs] = fs.readFileSync(`/proc/${pid}/task/${tid}/schedstat`, 'utf8').split(' ');
+      const state = stat[stat.lastIndexOf(')') + 2] ?? '';
+      threads.set(tid, { state, ranMs: Number(ranNs) / 1e6, waitedMs: Number(waitedNs) / 1e6 });
     }
   } catch {
-    // a thread ended between the two reads; the others count
+    // a thread ended between the reads; the others count
   }
-  return delays;
+  return threads;
 }
 
 /**
- * The longest that one thread waited between two readings: one starved vCPU, or a starved main loop, is enough to
- * silence the guest. Each is compared with itself, since the one that has waited longest in its life, mostly a vCPU,
- * need not be the one that waits now.
+ * The longest that one thread was kept waiting by the host between two readings, `elapsedMs` apart: one starved vCPU, or
+ * a starved main loop, is enough to silence the guest. Each thread is compared with itself, since the one that has
+ * waited longest in its life, mostly a vCPU, need not be the one that waits now.
+ *
+ * A wait that is not over is in no counter: a thread that wants to run, or sits in the kernel for the host's disk or
+ * memory, has waited for all of the time in which it did not run. (One that spins has run, and is not excused.)
  */
-export function longestWaitMs(before: RunDelays, now: RunDelays): number {
+export function longestWaitMs(before: Threads, now: Threads, elapsedMs: number): number {
   let longest = 0;
-  for (const [tid, ms] of now) longest = Math.max(longest, ms - (before.get(tid) ?? 0));
+  for (const [tid, thread] of now) {
+    const then = before.get(tid) ?? { ranMs: 0, waitedMs: 0 };
+    const over = thread.waitedMs - then.waitedMs;
+    const waits = thread.state === 'R' || thread.state === 'D';
+    longest = Math.max(longest, over, waits ? elapsedMs - (thread.ranMs - then.ranMs) : 0);
+  }
   return longest;
 }
