@@ -1,5 +1,6 @@
 /** The watch against a primary that falls silent in every way. Time, QEMU's words and the guest's are the test's. */
 import { type ChildProcess, spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { QemuProcess } from '../qemu/process.js';
 import type { QmpEvent } from '../qemu/qmp.js';
@@ -238,7 +239,7 @@ describe('silence', () => {
 
   test('of a process that is stopped is a death as soon as it is suspect', async () => {
     process_.kill('SIGSTOP');
-    await loopTurns();
+    while (!/^State:\tT/m.test(readFileSync(`/proc/${process_.pid}/status`, 'utf8'))) await loopTurns();
     const vm = watched();
     vm.beat();
     pass(TICK_MS);
