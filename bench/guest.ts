@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { sleep } from '../harness/daemon.js';
 import { readImage } from '../harness/image.js';
+import { onInterrupt } from '../harness/interrupt.js';
 import { findQemu, hostTscKhz } from '../src/qemu/probe.js';
 import { type LaunchOptions, QemuProcess } from '../src/qemu/process.js';
 import { MIB } from '../src/vm/spec.js';
@@ -17,6 +18,7 @@ const BOOT_TIMEOUT_MS = 60_000;
 
 export class BenchGuests {
   private launches = 0;
+  private readonly launched = new Set<QemuProcess>();
   readonly dir = mkdtempSync(join(tmpdir(), 'shadowvm-bench-'));
 
   private constructor(private readonly base: Omit<LaunchOptions, 'spec' | 'incoming' | 'tag'>) {}
@@ -41,17 +43,21 @@ export class BenchGuests {
     guests.base.runDir = guests.dir;
     guests.base.consoleLogPath = join(guests.dir, 'console.log');
     guests.base.qemuLogPath = join(guests.dir, 'qemu.log');
+    onInterrupt(() => guests.close());
     return guests;
   }
 
-  launch(ramMiB: number, incoming: boolean, inheritFds: number[] = []): Promise<QemuProcess> {
-    return QemuProcess.launch({
+  async launch(ramMiB: number, incoming: boolean, inheritFds: number[] = []): Promise<QemuProcess> {
+    const vm = await QemuProcess.launch({
       ...this.base,
       spec: { name: 'bench', ramBytes: ramMiB * MIB, vcpus: 1 },
       tag: `bench${++this.launches}`,
       incoming,
       inheritFds,
     });
+    this.launched.add(vm);
+    void vm.exited.then(() => this.launched.delete(vm));
+    return vm;
   }
 
   /** Boots a guest that writes memory. */
@@ -63,7 +69,8 @@ export class BenchGuests {
     return vm;
   }
 
-  close(): void {
+  async close(): Promise<void> {
+    await Promise.all([...this.launched].map((vm) => vm.dispose()));
     rmSync(this.dir, { recursive: true, force: true });
   }
 }

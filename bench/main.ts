@@ -80,7 +80,7 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     }
     return results;
   } finally {
-    guests.close();
+    await guests.close();
   }
 }
 

@@ -3,6 +3,7 @@ import { closeSync, openSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { nowMs, sleep } from '../harness/daemon.js';
 import { InProcessManager } from '../harness/in-process.js';
+import { onInterrupt } from '../harness/interrupt.js';
 import { ProcessHandle } from '../src/native/memory.js';
 import { QEMU_FD } from '../src/qemu/argv.js';
 import { MIB } from '../src/vm/spec.js';
@@ -63,6 +64,7 @@ export async function benchSwitchover(
 
 async function measureKills(ramMiB: number, rounds: number, hangRounds: number) {
   const manager = await InProcessManager.open();
+  const forget = onInterrupt(() => manager.close());
   const result = {
     firstBeat: [] as number[],
     resume: [] as number[],
@@ -101,6 +103,7 @@ async function measureKills(ramMiB: number, rounds: number, hangRounds: number) 
     }
     return result;
   } finally {
+    forget();
     await manager.close();
   }
 }

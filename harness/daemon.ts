@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { Client } from '../src/api/client.js';
 import type { Event } from '../src/vm/view.js';
 import { IMAGES_DIR, SHADOWVM } from './checkout.js';
+import { onInterrupt } from './interrupt.js';
 
 const START_TIMEOUT_MS = 30_000;
 
@@ -26,11 +27,7 @@ export class Daemon {
     private readonly child: ChildProcess,
     private readonly exit: Promise<number | null>,
   ) {
-    // Ctrl-C reaches the whole terminal: the daemon cleans up by itself, this process only waits for it.
-    for (const signal of ['SIGINT', 'SIGTERM'] as const)
-      process.once(signal, () => {
-        void this.stop().then(() => process.exit(signal === 'SIGINT' ? 130 : 143));
-      });
+    onInterrupt(() => this.stop());
     process.once('exit', () => {
       if (!this.ended) child.kill('SIGTERM');
     });
@@ -45,7 +42,7 @@ export class Daemon {
     const child = spawn(process.execPath, argv, {
       stdio: ['ignore', 'ignore', 'pipe'],
       env: options.env ?? process.env,
-      // A process group of its own: see the constructor.
+      // A process group of its own: Ctrl-C is this process's, which then ends the daemon as an operator would.
       detached: true,
     });
     let words = '';
