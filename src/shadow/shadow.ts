@@ -6,6 +6,7 @@
  *       └───────────┴──────────┴──────────┴──▶ failed      (whoever owns it makes it anew)
  */
 import { monotonicMs } from '../clock.js';
+import { ShadowVmError } from '../errors.js';
 import { type CommittedEpoch, Protector } from '../protect/protector.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
@@ -119,7 +120,7 @@ export class Shadow {
     if (this.released) return;
     this.released = true;
     clearInterval(this.health);
-    this.settleReady.reject(new Error('the shadow was removed'));
+    this.settleReady.reject(this.notReady('it was removed before it was ready'));
     await this.started; // a QEMU that is still coming up ends as soon as it has
     await this.protector?.close();
     await this.qemu?.dispose();
@@ -186,6 +187,15 @@ export class Shadow {
     }, HEALTH_CHECK_MS);
   }
 
+  private notReady(reason: string): ShadowVmError {
+    return new ShadowVmError('SHADOW_NOT_READY', {
+      attempted: 'make a shadow',
+      subject: this.options.spec.name,
+      reason,
+      remedy: 'The events of the VM tell more: shadowvm events --vm NAME',
+    });
+  }
+
   private change(state: ShadowState, why: string): void {
     this.state = state;
     this.options.onChange(state, why);
@@ -195,7 +205,7 @@ export class Shadow {
     if (this.released || this.state === 'failed') return;
     clearInterval(this.health);
     const why = error instanceof Error ? error.message : String(error);
-    this.settleReady.reject(error);
+    this.settleReady.reject(error instanceof ShadowVmError ? error : this.notReady(why));
     this.change('failed', why);
     this.options.onFailed(why);
   }
