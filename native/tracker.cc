@@ -4,34 +4,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-// Newer than Debian 12's kernel headers: see Documentation/admin-guide/mm/pagemap.rst.
-#ifndef PAGEMAP_SCAN
-struct page_region {
-  uint64_t start;
-  uint64_t end;
-  uint64_t categories;
-};
-struct pm_scan_arg {
-  uint64_t size;
-  uint64_t flags;
-  uint64_t start;
-  uint64_t end;
-  uint64_t walk_end;
-  uint64_t vec;
-  uint64_t vec_len;
-  uint64_t max_pages;
-  uint64_t category_inverted;
-  uint64_t category_mask;
-  uint64_t category_anyof_mask;
-  uint64_t return_mask;
-};
-#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
-#define PAGE_IS_WRITTEN (1 << 1)
-#define PM_SCAN_WP_MATCHING (1 << 0)
-#define PM_SCAN_CHECK_WPASYNC (1 << 1)
-#else
-#include <linux/fs.h>
-#endif
+#include "shim/kernel-abi.h"
 
 constexpr size_t kRegionsPerScan = 8192;
 
