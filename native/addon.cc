@@ -5,6 +5,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterClock(env, exports);
   RegisterEpoch(env, exports);
   RegisterFile(env, exports);
+  RegisterImage(env, exports);
   RegisterMemory(env, exports);
   RegisterProbe(env, exports);
   RegisterProcess(env, exports);

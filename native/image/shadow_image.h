@@ -26,6 +26,7 @@ struct EpochInfo {
 };
 
 class ShadowImage;
+struct ImageState;
 
 struct ImageOptions {
   std::string vm;
@@ -74,7 +75,7 @@ struct PackOptions {
   uint64_t epoch = 0;   // 0: the head
   bool flatten = true;  // include the base's pages: the file needs no base any more
   std::string label;    // empty: the image's own
-  int effort = 9;       // of compression, 1 to 12
+  int effort = 9;       // of compression, 1 to 19
 };
 
 struct PackStats {
@@ -86,6 +87,7 @@ struct VerifyStats {
   uint64_t pages = 0;  // read and found right
   uint64_t blocks = 0;
   std::vector<uint32_t> damagedPages;  // the next Add of such a page stores it again
+  bool deviceStateDamaged = false;     // of the head
 };
 
 struct ImageStats {
@@ -160,10 +162,9 @@ class ShadowImage : public PageSource {
   // One self-contained file; there whole or not at all. EEXIST when there is one.
   PackStats Pack(const PackOptions& options, const std::atomic<bool>& stop);
   VerifyStats Verify(int dutyPercent, const std::atomic<bool>& stop);
-  ImageStats Stats() const;
+  ImageStats Stats() const;  // milliseconds per GiB of RAM and of files
 
  private:
-  struct State;
-  explicit ShadowImage(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+  explicit ShadowImage(std::unique_ptr<ImageState> state);
+  const std::unique_ptr<ImageState> state_;
 };
