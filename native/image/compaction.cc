@@ -14,7 +14,8 @@ constexpr double kWorthwhileGarbage = 0.25;
 constexpr size_t kSwapPages = 4096;
 
 static double Garbage(const SegmentUse& use) {
-  return use.storedPages == 0 ? 1 : 1 - static_cast<double>(use.livePages) / static_cast<double>(use.storedPages);
+  if (use.storedPages == 0) return use.isTable ? 0 : 1;
+  return 1 - static_cast<double>(use.livePages) / static_cast<double>(use.storedPages);
 }
 static uint64_t LiveBytes(const SegmentUse& use) {
   return static_cast<uint64_t>(static_cast<double>(use.bytes) * (1 - Garbage(use)));
@@ -84,6 +85,7 @@ bool Compaction::FoldAt(uint64_t epoch, CompactStats* stats) {
       if (!segment || !segment->file) continue;
       uses[slot].bytes = segment->bytes;
       uses[slot].storedPages = segment->storedPages;
+      uses[slot].isTable = records.size() == 1 && segment == records[0].segment && segment->kind == SegmentKind::kFold;
       uses[slot].closed = segment->lastSequence <= records.back().sequence && (segment != image_.active || segment->sealed);
     }
   }

@@ -10,6 +10,7 @@ struct SegmentUse {
   uint64_t storedPages = 0;
   uint64_t livePages = 0;
   bool closed = false;  // all its records are at or before the fold's epoch: only those can go
+  bool isTable = false;  // the fold that holds this very epoch's table already
 };
 
 struct VictimChoice {
