@@ -30,7 +30,7 @@ void CommitWriter::Header(CommitHeader header, const uint8_t* device, size_t dev
 }
 
 void CommitWriter::Entry(size_t page, EntryKind kind, size_t segment, uint64_t offset, size_t slot, uint64_t hash) {
-  const bool block = kind == EntryKind::kBlock || kind == EntryKind::kPatch;
+  const bool block = kind == EntryKind::kBlock;
   const uint16_t bit = block ? static_cast<uint16_t>(1u << slot) : 0;
   const bool same = group_.kind == kind && group_.segment == segment && group_.offset == offset &&
                     pages_.size() < kMaxGroupPages && (!block || bit > group_.mask);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "../fault_point.h"
 #include "fold_writer.h"
 #include "shadow_image.h"
 
@@ -106,6 +107,7 @@ bool Compaction::FoldAt(uint64_t epoch, CompactStats* stats) {
     }
     victim_.assign(kThisFold + 1, false);
     for (const size_t slot : choice.slots) victim_[slot] = true;
+    FaultPoint("compact", 1);
     // Nothing that a durable fold says may rest on records that are not.
     image_.Flush();
     uint32_t number;
@@ -116,6 +118,7 @@ bool Compaction::FoldAt(uint64_t epoch, CompactStats* stats) {
     const std::string path = image_.PathOf(SegmentKind::kFold, number);
     FoldWriter writer(image_.identity, path, number, kAppendLevel);
     writer.Move(segments, StoredPages(segments, *table_, victim_), true, table_.get(), pace_);
+    FaultPoint("compact", 2);
     const EpochRecord& at = records.back();
     CommitHeader header = {};
     header.sequence = at.sequence;
@@ -134,6 +137,7 @@ bool Compaction::FoldAt(uint64_t epoch, CompactStats* stats) {
     fold.commitOffset = writer.Finish(header, ReadDeviceState(*at.segment->file, at.commitOffset, image_.key()), segments,
                                       table_.get());
     fold.end = writer.bytes();
+    FaultPoint("compact", 3);
     writer.Name(true);
     fold.segment = std::make_shared<Segment>(std::make_unique<File>(path, O_RDWR), SegmentKind::kFold, number);
     fold.segment->bytes = fold.end;
@@ -141,6 +145,7 @@ bool Compaction::FoldAt(uint64_t epoch, CompactStats* stats) {
     fold.segment->lastSequence = at.sequence;
     image_.folder->Sync();
     stats->movedPages += writer.movedPages();
+    FaultPoint("compact", 4);
     Publish(fold, epoch, stats);
   } catch (...) {
     std::unique_lock<std::shared_mutex> lock(image_.mutex);
@@ -183,6 +188,7 @@ void Compaction::Publish(const EpochRecord& fold, uint64_t epoch, CompactStats* 
                             image_.unsynced.end());
     }
   }
+  FaultPoint("compact", 5);
   // Readers in the middle of one keep its file; a name that does not go now goes when the image is opened again.
   for (const auto& segment : removed) unlink(segment->file->path.c_str());
   stats->removedSegments += removed.size();

@@ -25,10 +25,10 @@ constexpr size_t kMaxSegments = 65535;  // 65535 itself is a fold that is being 
 
 enum class SegmentKind : uint32_t { kLog = 1, kFold = 2 };
 enum class RecordKind : uint32_t { kEpoch = 1, kRewind = 2, kFold = 3 };
-enum class BlockKind : uint8_t { kPages = 1, kPatches = 2 };
+enum class BlockKind : uint8_t { kPages = 1 };
 enum class Codec : uint8_t { kRaw = 0, kZstd = 1 };
 // Where a page's content is. kBase is what a page is that no epoch ever changed: zeros when there is no base.
-enum class EntryKind : uint8_t { kBase = 0, kZero = 1, kBlock = 2, kPatch = 3, kEnd = 255 };
+enum class EntryKind : uint8_t { kBase = 0, kZero = 1, kBlock = 2, kEnd = 255 };
 
 // First bytes of every file; `vmBytes` bytes of name and `labelBytes` of label follow.
 struct SegmentHeader {

@@ -140,7 +140,7 @@ void ShadowImageObject::Register(Napi::Env env, Napi::Object exports) {
 
 ShadowImageObject::ShadowImageObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ShadowImageObject>(info) {
   quick_ = std::make_unique<Worker>(info.Env(), "shadowvm-image");
-  upkeep_ = std::make_unique<Worker>(info.Env(), "shadowvm-upkeep");
+  upkeep_ = std::make_unique<Worker>(info.Env(), "shadowvm-upkeep", [stop = stop_] { *stop = true; });
 }
 
 std::shared_ptr<ShadowImage> ShadowImageObject::From(Napi::Value value) {
@@ -253,7 +253,6 @@ Napi::Value ShadowImageObject::Append(const Napi::CallbackInfo& info) {
         result.Set("changedPages", Double(stats.changedPages));
         result.Set("zeroPages", Double(stats.zeroPages));
         result.Set("basePages", Double(stats.basePages));
-        result.Set("deltaPages", Double(stats.deltaPages));
         result.Set("droppedPages", Double(stats.droppedPages));
         result.Set("storedBytes", Double(stats.storedBytes));
         return result;

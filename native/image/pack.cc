@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "../fault_point.h"
 #include "fold_writer.h"
 #include "shadow_image.h"
 
@@ -41,6 +42,7 @@ PackStats ShadowImage::Pack(const PackOptions& options, const std::atomic<bool>&
   Pace pace(100, stop);
   FoldWriter writer(identity, options.path, 1, std::min(std::max(options.effort, 1), 19));
   PackStats stats;
+  FaultPoint("pack", 1);
   if (flatten) {
     // The base's pages are the oldest, and its own oldest ones come first.
     std::vector<uint32_t> order = s.base->FillOrder();
@@ -64,6 +66,7 @@ PackStats ShadowImage::Pack(const PackOptions& options, const std::atomic<bool>&
   elsewhere[kThisFold] = false;
   writer.Move(segments, StoredPages(segments, table, elsewhere), false, &table, pace);
   stats.pages += writer.movedPages();
+  FaultPoint("pack", 2);
   CommitHeader header = {};
   header.sequence = at.sequence;
   header.epoch = header.lastEpoch = at.info.meta.epoch;
@@ -73,7 +76,9 @@ PackStats ShadowImage::Pack(const PackOptions& options, const std::atomic<bool>&
   header.changedPages = at.info.changedPages;
   header.epochBytes = at.info.storedBytes;
   writer.Finish(header, ReadDeviceState(*at.segment->file, at.commitOffset, s.key()), segments, &table);
+  FaultPoint("pack", 3);
   writer.Name(false);
+  FaultPoint("pack", 4);
   const size_t slash = options.path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : options.path.substr(0, slash + 1);
   const File handle(folder, O_RDONLY | O_DIRECTORY);

@@ -15,7 +15,7 @@ class Location {
     return Location(static_cast<uint64_t>(kind) | uint64_t{segment} << 3 | offset << 19 | uint64_t{slot} << 60);
   }
   constexpr EntryKind kind() const { return static_cast<EntryKind>(bits_ & 7); }
-  constexpr bool stored() const { return kind() == EntryKind::kBlock || kind() == EntryKind::kPatch; }
+  constexpr bool stored() const { return kind() == EntryKind::kBlock; }
   constexpr size_t segment() const { return bits_ >> 3 & 0xffff; }
   constexpr uint64_t offset() const { return bits_ >> 19 & (kMaxSegmentBytes - 1); }
   constexpr size_t slot() const { return bits_ >> 60; }

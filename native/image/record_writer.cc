@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "../fault_point.h"
+
 // Room for pending pages that is kept between records; the rest goes back to the host.
 constexpr size_t kWarmPendingPages = 8192;
 
@@ -64,6 +66,7 @@ void RecordWriter::Begin(RecordKind kind) {
     header.segment = segment_->number;
     header.checksum = Checksum(image_.key(), &header, offsetof(RecordHeader, checksum));
     writer_.Append(&header, sizeof header);
+    if (kind == RecordKind::kEpoch) FaultPoint("append", 1);
   } catch (...) {
     Abandon();
     throw;
@@ -98,6 +101,7 @@ void RecordWriter::WriteBlock() {
   if (builder_.empty()) return;
   size_t left = builder_.slots();
   const uint64_t offset = builder_.Write(writer_, compressor_, image_.key());
+  FaultPoint("append", 2);
   for (size_t i = pending_.size(); left > 0; i--) {
     if (pending_[i - 1].kind != Pending::kStored) continue;
     pending_[i - 1].block = offset;
@@ -166,6 +170,7 @@ AppendStats RecordWriter::Commit(const EpochMeta& meta, const uint8_t* device, s
     header.cutAtMonotonicNs = meta.cutAtMonotonicNs;
     header.changedPages = stats.changedPages;
     const uint64_t commitOffset = writer_.position();
+    FaultPoint("append", 3);
     WriteCommit(header, device, deviceBytes);
     stats.storedBytes = writer_.position() - recordOffset_;
     EpochRecord record;
@@ -174,7 +179,9 @@ AppendStats RecordWriter::Commit(const EpochMeta& meta, const uint8_t* device, s
     record.segment = segment_;
     record.commitOffset = commitOffset;
     record.end = writer_.position();
+    FaultPoint("append", 4);
     Publish(record);
+    FaultPoint("append", 5);
     return stats;
   } catch (...) {
     Abandon();

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "../fault_point.h"
 #include "record_writer.h"
 #include "recovery.h"
 
@@ -137,13 +138,16 @@ void ShadowImage::Rewind(uint64_t epoch) {
     if (epoch == HeadEpoch()) return;
     PageTable table(s.identity.pages());
     s.Load(records, &table);
+    FaultPoint("rewind", 1);
     WriterOf(s).Begin(RecordKind::kRewind);  // from here on no epoch is committed
     s.writer->WriteRewind(epoch);
+    FaultPoint("rewind", 2);
     std::unique_lock<std::shared_mutex> lock(s.mutex);
     s.table.Assign(table);
     s.chain.resize(records.size());
     s.writer->Settle();
   }
+  FaultPoint("rewind", 3);
   Flush();
 }
 

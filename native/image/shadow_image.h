@@ -49,7 +49,6 @@ struct AppendStats {
   uint64_t changedPages = 0;  // in the new epoch
   uint64_t zeroPages = 0;     // of those, now all zeros
   uint64_t basePages = 0;     // of those, now what the base has
-  uint64_t deltaPages = 0;    // of those, stored as a difference
   uint64_t droppedPages = 0;  // added, but the head has the same
   uint64_t storedBytes = 0;   // what the record takes on disk, device state and table included
 };

@@ -46,8 +46,6 @@ export interface AppendResult {
   zeroPages: number;
   /** Of those, now what the base has. */
   basePages: number;
-  /** Of those, stored as a difference. */
-  deltaPages: number;
   /** Looked at, and the head has the same. */
   droppedPages: number;
   storedBytes: number;
