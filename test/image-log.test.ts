@@ -1,7 +1,9 @@
 /** The shadow image on real files: every page of every kept epoch against a model, through aborts, crashes and damage. */
+import { execFileSync } from 'node:child_process';
 import {
   copyFileSync,
   cpSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -279,6 +281,45 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('rewind' as const), back: fc.nat(3) }) },
 );
+
+test('a full disk costs the epoch that did not fit, and nothing else', async () => {
+  const disk = join(folder, 'disk');
+  mkdirSync(disk);
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', disk]);
+  try {
+    const image = await create({ name: 'disk/a' });
+    const guest = new Guest();
+    let full: unknown;
+    for (let n = 0; full === undefined && n < 20; n++) {
+      const before = image.describe().headEpoch;
+      for (let page = 0; page < 24; page++) guest.write(page, content(2, n * 100 + page));
+      full = await guest.commit(image).then(
+        () => undefined,
+        (error: unknown) => error,
+      );
+      if (full !== undefined) expect(image.describe().headEpoch).toBe(before);
+    }
+    expect(full).toMatchObject(failure('ENOSPC'));
+    const head = image.describe().headEpoch;
+    expect(head).toBeGreaterThan(2);
+    expect((await headOf(image)).equals(guest.epochs.get(head)!)).toBe(true);
+    // A fold needs room of its own first; its failure changes nothing either.
+    await image.compact({ force: true, keepFromWallMs: head * 1000 }).catch((error: unknown) => {
+      expect(error).toMatchObject(failure('ENOSPC'));
+    });
+    guest.set(guest.epochs.get(head)!);
+    guest.write(0, content(1, 1));
+    const next = await guest.commit(image);
+    expect((await headOf(image)).equals(guest.all())).toBe(true);
+    await image.close();
+    const { image: again, report } = await reopen(join(disk, 'a'));
+    expect(report).toMatchObject({ headEpoch: next, lostEpochs: 0, cutBytes: 0 });
+    expect((await headOf(again)).equals(guest.all())).toBe(true);
+    await again.close();
+  } finally {
+    execFileSync('umount', ['-l', disk]);
+  }
+});
 
 test('whatever happens to it, every kept epoch reads as it was committed', async () => {
   let run = 0;

@@ -172,10 +172,15 @@ Commit ReadCommit(const File& file, uint64_t offset, uint64_t end, const uint8_t
   return commit;
 }
 
-std::vector<uint8_t> ReadDeviceState(const File& file, uint64_t commitOffset, const uint8_t* key) {
+CommitHeader ReadCommitHeader(const File& file, uint64_t offset, const uint8_t* key) {
   CommitHeader header;
-  file.Read(commitOffset, &header, sizeof header);
+  file.Read(offset, &header, sizeof header);
   if (!GoodHeader(header, key)) throw CorruptImage(file.path, "no commit where one should be");
+  return header;
+}
+
+std::vector<uint8_t> ReadDeviceState(const File& file, uint64_t commitOffset, const uint8_t* key) {
+  const CommitHeader header = ReadCommitHeader(file, commitOffset, key);
   std::vector<uint8_t> stored(header.deviceStoredBytes);
   file.Read(commitOffset + sizeof header, stored.data(), stored.size());
   if (Checksum(key, stored.data(), stored.size()) != header.deviceChecksum)

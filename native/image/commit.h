@@ -51,4 +51,6 @@ struct Commit {
 Commit ReadCommit(const File& file, uint64_t offset, uint64_t end, const uint8_t* key, size_t pages,
                   const VisitGroup& visit);
 
+// The header alone, checked.
+CommitHeader ReadCommitHeader(const File& file, uint64_t offset, const uint8_t* key);
 std::vector<uint8_t> ReadDeviceState(const File& file, uint64_t commitOffset, const uint8_t* key);

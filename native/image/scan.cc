@@ -121,10 +121,9 @@ RecordPlace FindFold(const Segment& segment, const ImageIdentity& identity, std:
   RecordPlace place;
   place.commitOffset = end - trailer.commitBytes;
   place.end = end;
-  const Commit commit = ReadCommit(*segment.file, place.commitOffset, end, identity.key, identity.pages(), nullptr);
-  if (commit.header.kind != RecordKind::kFold || commit.trailer.commitBytes != trailer.commitBytes)
-    throw CorruptImage(segment.file->path, "this is no fold");
-  place.header = commit.header;
-  if (named != nullptr) *named = commit.segments;
+  place.header = ReadCommitHeader(*segment.file, place.commitOffset, identity.key);
+  if (place.header.kind != RecordKind::kFold) throw CorruptImage(segment.file->path, "this is no fold");
+  if (named != nullptr)
+    *named = ReadCommit(*segment.file, place.commitOffset, end, identity.key, identity.pages(), nullptr).segments;
   return place;
 }

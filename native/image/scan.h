@@ -25,5 +25,6 @@ ScanResult ScanLog(const Segment& segment, const ImageIdentity& identity, uint64
 // disk whole: their end can get there before their beginning.
 bool PayloadIsWhole(const File& file, const RecordPlace& place, const uint8_t* key);
 
-// The fold commit at the end of a file, checked, and the segments that it names. Throws ERR_IMAGE_CORRUPT.
+// The fold commit at the end of a file. With `named`, all of it is checked and the segments that it names are returned;
+// without, the one who loads the table checks it. Throws ERR_IMAGE_CORRUPT.
 RecordPlace FindFold(const Segment& segment, const ImageIdentity& identity, std::vector<SegmentEntry>* named);
