@@ -17,7 +17,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
-import { type EpochMeta, ShadowImage } from '../src/native/image.js';
+import { type EpochMeta, measureAppend, ShadowImage } from '../src/native/image.js';
 import { GuestRam } from '../src/native/memory.js';
 
 const PAGE = 4096;
@@ -149,6 +149,17 @@ describe('one image', () => {
     expect(again).toMatchObject({ changedPages: 0, droppedPages: PAGES });
     expect(again.storedBytes).toBeLessThan(512);
     expect((await image.stats()).bytesOnDisk).toBeLessThan(RAM_BYTES / 10);
+  });
+
+  test('tells what storing alone costs', async () => {
+    const image = await create();
+    const guest = new Guest();
+    for (let page = 0; page < PAGES; page++) guest.write(page, content(1, page));
+    const cost = measureAppend(image, guest.ram, device(1));
+    expect(cost.changedPages).toBe(PAGES);
+    expect(cost.cpuMs).toBeGreaterThan(0);
+    expect(cost.storedBytes).toBe(image.epochs()[0]!.storedBytes);
+    expect((await headOf(image)).equals(guest.all())).toBe(true);
   });
 
   test('an epoch must build on the head and have a higher number than any before', async () => {
