@@ -56,8 +56,7 @@ GuestRam::GuestRam(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestRam>(
   if (!info[0].IsString() || !info[1].IsNumber())
     throw MakeTypeError(env, "GuestRam", "GuestRam(name: string, bytes: number)");
   const double bytes = info[1].As<Napi::Number>().DoubleValue();
-  // 2^44 bytes keeps page numbers within 32 bits.
-  if (!(bytes >= kPageBytes) || bytes > 17592186044416.0 || static_cast<uint64_t>(bytes) % kPageBytes != 0 ||
+  if (!(bytes >= kPageBytes) || bytes > kRamBytesMax || static_cast<uint64_t>(bytes) % kPageBytes != 0 ||
       bytes != static_cast<double>(static_cast<uint64_t>(bytes)))
     throw MakeError(env, "ERR_SIZE", "memfd_create", "guest RAM must be a positive whole number of 4 KiB pages");
   try {

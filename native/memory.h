@@ -8,6 +8,8 @@
 #include <napi.h>
 
 constexpr size_t kPageBytes = 4096;
+// Keeps page numbers within 32 bits.
+constexpr double kRamBytesMax = 17592186044416.0;
 
 // A sealed memfd and the manager's mapping of it. Sealing its size (F_SEAL_SHRINK) is what makes it sound to read and
 // write through `base` for as long as this object lives: no process, a broken QEMU included, can truncate the file

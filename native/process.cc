@@ -17,7 +17,12 @@ static int64_t MonotonicNs() {
   return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
-ControlPage::ControlPage() : memory_("shadowvm-control", SHADOWVM_CONTROL_BYTES) {
+static size_t ControlBytes(size_t ramBytes) {
+  const size_t pages = (ramBytes + kPageBytes - 1) / kPageBytes;
+  return SHADOWVM_CONTROL_BYTES + (pages + kPageBytes - 1) / kPageBytes * kPageBytes;
+}
+
+ControlPage::ControlPage(size_t ramBytes) : memory_("shadowvm-control", ControlBytes(ramBytes)) {
   page()->magic = SHADOWVM_CONTROL_MAGIC;
   page()->uffd = -1;
 }
@@ -56,6 +61,7 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
   Napi::Function constructor =
       DefineClass(env, "QemuControl",
                   {InstanceAccessor<&QemuControl::Fd>("fd"), InstanceMethod<&QemuControl::Read>("read"),
+                   InstanceMethod<&QemuControl::MakeLazy>("makeLazy"),
                    InstanceMethod<&QemuControl::WatchDeath>("watchDeath"), InstanceMethod<&QemuControl::Close>("close")});
   constructor_ = Napi::Persistent(constructor);
   constructor_.SuppressDestruct();
@@ -63,8 +69,10 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
 }
 
 QemuControl::QemuControl(const Napi::CallbackInfo& info) : Napi::ObjectWrap<QemuControl>(info) {
+  const size_t ramBytes =
+      static_cast<size_t>(WholeNumber(info[0], kPageBytes, kRamBytesMax, "QemuControl", "QemuControl(ramBytes)"));
   try {
-    control_ = std::make_shared<ControlPage>();
+    control_ = std::make_shared<ControlPage>(ramBytes);
   } catch (const Failure& f) {
     throw MakeError(info.Env(), f.code, f.syscall, f.message);
   }
@@ -88,7 +96,8 @@ Napi::Value QemuControl::Fd(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Open(info.Env()).fd());
 }
 
-// read(): {alive, tracking, errorCode, ramBytes}; alive is null until the shim has reported.
+// read(): {alive, tracking, errorCode, ramBytes, lazy}; alive is null until the shim has reported. lazy: the RAM is
+// registered for missing pages, and needs a pager.
 Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const ControlPage& control = Open(env);
@@ -100,8 +109,12 @@ Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
   const char* error = control.page()->error == 0 ? nullptr : strerrorname_np(control.page()->error);
   result.Set("errorCode", error ? Napi::String::New(env, error) : env.Null());
   result.Set("ramBytes", Napi::Number::New(env, static_cast<double>(control.page()->ram_bytes)));
+  result.Set("lazy", Napi::Boolean::New(env, control.page()->lazy != 0 && control.page()->uffd >= 0));
   return result;
 }
+
+// makeLazy(): before the start of the process; its RAM will be filled on demand.
+void QemuControl::MakeLazy(const Napi::CallbackInfo& info) { Open(info.Env()).page()->lazy = 1; }
 
 // watchDeath(callback(atNs)): calls back once when the process dies. ERR_NO_SHIM when nothing holds the futex.
 void QemuControl::WatchDeath(const Napi::CallbackInfo& info) {

@@ -15,8 +15,12 @@
 // The manager's side of a control page (see shim/control.h).
 class ControlPage {
  public:
-  ControlPage();
+  // For a QEMU with so much RAM: the page states behind the page depend on it.
+  explicit ControlPage(size_t ramBytes);
   shadowvm_control* page() const { return reinterpret_cast<shadowvm_control*>(memory_.base); }
+  // One byte per page of RAM, an enum shadowvm_page; stateCount() of them.
+  uint8_t* states() const { return memory_.base + SHADOWVM_CONTROL_BYTES; }
+  size_t stateCount() const { return memory_.bytes - SHADOWVM_CONTROL_BYTES; }
   int fd() const { return memory_.fd; }
   uint32_t life() const { return __atomic_load_n(&page()->life, __ATOMIC_ACQUIRE); }
   bool born() const { return life() != 0; }
@@ -45,7 +49,7 @@ class DeathWatch {
   std::thread thread_;
 };
 
-// The JavaScript object QemuControl(): the control page of one QEMU process.
+// The JavaScript object QemuControl(ramBytes): the control page of one QEMU process.
 class QemuControl : public Napi::ObjectWrap<QemuControl> {
  public:
   static void Register(Napi::Env env, Napi::Object exports);
@@ -55,6 +59,7 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
  private:
   Napi::Value Fd(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);
+  void MakeLazy(const Napi::CallbackInfo& info);
   void WatchDeath(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
   ControlPage& Open(Napi::Env env) const;

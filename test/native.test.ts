@@ -42,7 +42,7 @@ const STRANGE: unknown[] = [undefined, null, true, 'x', 1n, Symbol('s'), {}, [],
 
 // A control page that no process has: enough to find changes by checksums.
 function checksumSource(ram: GuestRam): EpochSource {
-  return new EpochSource({ ram, control: new QemuControl(), pid: process.pid, tracking: 'checksum' });
+  return new EpochSource({ ram, control: new QemuControl(ram.bytes), pid: process.pid, tracking: 'checksum' });
 }
 
 describe('guest RAM', () => {
@@ -99,7 +99,7 @@ describe('guest RAM', () => {
 
 describe('arguments of a wrong type are errors with a code, and nothing else', () => {
   const ram = new GuestRam('test', PAGE);
-  const control = new QemuControl();
+  const control = new QemuControl(PAGE);
   const source = checksumSource(ram);
   const handle = new ProcessHandle(process.pid);
   afterAll(() => {
@@ -109,6 +109,7 @@ describe('arguments of a wrong type are errors with a code, and nothing else', (
   const calls: Record<string, (value: unknown) => unknown> = {
     'GuestRam(name)': (v) => (typeof v === 'string' ? fail() : new GuestRam(any(v), PAGE)),
     'GuestRam(bytes)': (v) => new GuestRam('test', any(v)),
+    'QemuControl(ramBytes)': (v) => new QemuControl(any(v)),
     'differences(other)': (v) => ram.differences(any(v)),
     'createMemoryFile(name)': (v) => (typeof v === 'string' ? fail() : createMemoryFile(any(v))),
     'ProcessHandle(pid)': (v) => new ProcessHandle(any(v)),
@@ -388,8 +389,8 @@ describe('a QEMU', () => {
   afterAll(() => qemus.close());
 
   test('without the shim is not tracked, and its death can not be watched', () => {
-    const [ram, control] = [new GuestRam('a', PAGE), new QemuControl()];
-    expect(control.read()).toEqual({ alive: null, tracking: 'unseen', errorCode: null, ramBytes: 0 });
+    const [ram, control] = [new GuestRam('a', PAGE), new QemuControl(PAGE)];
+    expect(control.read()).toEqual({ alive: null, tracking: 'unseen', errorCode: null, ramBytes: 0, lazy: false });
     expect(thrownBy(() => new EpochSource({ ram, control, pid: process.pid, tracking: 'write' }))).toMatchObject(
       failure('ERR_NOT_TRACKED'),
     );
@@ -407,7 +408,13 @@ describe('a QEMU', () => {
   test('is tracked under its own number and size only', async () => {
     const qemu = await qemus.launch();
     const { ram, control, pid } = qemu;
-    expect(control.read()).toEqual({ alive: true, tracking: 'registered', errorCode: null, ramBytes: ram.bytes });
+    expect(control.read()).toEqual({
+      alive: true,
+      tracking: 'registered',
+      errorCode: null,
+      ramBytes: ram.bytes,
+      lazy: false,
+    });
     const small = new GuestRam('small', PAGE);
     const write = (options: object) => new EpochSource({ ram, control, pid, tracking: 'write', ...options });
     expect(thrownBy(() => write({ ram: small }))).toMatchObject(failure('ERR_SIZE'));
@@ -501,7 +508,7 @@ describe('a QEMU', () => {
   /** Any program with the shim in it is a QEMU to the control page. */
   async function startWithShim() {
     const ram = new GuestRam('a', PAGE);
-    const control = new QemuControl();
+    const control = new QemuControl(PAGE);
     const child = spawn('sleep', ['60'], {
       stdio: ['ignore', 'ignore', 'ignore', ram.fd, control.fd],
       env: { ...process.env, LD_PRELOAD: `${NATIVE_BUILD_DIR}track-shim.so` },
@@ -518,7 +525,7 @@ test('a process may end in the middle of an operation, with watches and sources 
     const bytes = 16 * 1024 * 1024;
     const ram = new GuestRam('a', bytes), target = new GuestRam('b', bytes);
     require('fs').writeSync(ram.fd, Buffer.alloc(bytes, 3));
-    const source = new EpochSource({ ram, control: new QemuControl(), pid: 1, tracking: 'checksum' });
+    const source = new EpochSource({ ram, control: new QemuControl(bytes), pid: 1, tracking: 'checksum' });
     new ProcessHandle(process.ppid).watchExit(() => {});
     source.sync(target).then(() => source.collect(), () => {});
     setTimeout(() => process.exit(7), Number(process.argv[1]));

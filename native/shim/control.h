@@ -1,5 +1,6 @@
 // The control page: one page of shared memory between a QEMU process (written by the shim preloaded into it) and the
 // manager (which created it and passed it as a file descriptor). It outlives both, so the manager reads it at any time.
+// Behind it in the same file lies a byte for each page of the guest's RAM: its enum shadowvm_page.
 #pragma once
 #include <stdint.h>
 
@@ -16,6 +17,18 @@ enum shadowvm_tracking {
   SHADOWVM_TRACKING_FAILED = 2,      // registration failed: `error` says why, checksums must do
 };
 
+// How far a page of a lazily filled RAM is. A QEMU that is not lazy has all of its pages, and the bytes are not used.
+//
+//   ABSENT ──claim (compare and swap)──▶ INSTALLING ──UFFDIO_COPY──▶ PRESENT       and never back
+//
+// Whoever reads the RAM through a mapping of its own must leave absent pages alone: the kernel would give them a page of
+// zeros, and the true content could not be installed any more.
+enum shadowvm_page {
+  SHADOWVM_PAGE_ABSENT = 0,
+  SHADOWVM_PAGE_INSTALLING = 1,
+  SHADOWVM_PAGE_PRESENT = 2,
+};
+
 struct shadowvm_control {
   uint32_t magic;
   // Robust futex: the thread id of a thread in QEMU while QEMU lives. When the process dies for whatever reason, the
@@ -26,4 +39,5 @@ struct shadowvm_control {
   uint64_t ram_base;  // address of the guest's RAM in QEMU's address space
   uint64_t ram_bytes;
   int32_t uffd;  // the userfaultfd's number in QEMU, -1 if none
+  uint32_t lazy;  // set by the manager before the start: the RAM is filled on demand, register it for missing pages too
 };

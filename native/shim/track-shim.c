@@ -58,24 +58,31 @@ static void report(int error, enum shadowvm_tracking tracking) {
   atomic_store((_Atomic uint32_t *)&control->tracking, tracking);
 }
 
+// The number of a userfaultfd with which the RAM is registered; it stays open, closing it would end the registration.
+// -1 with errno when the kernel refuses.
+static int open_userfaultfd(void *base, size_t bytes, uint64_t features, uint64_t mode) {
+  const int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+  if (uffd < 0) return -1;
+  struct uffdio_api api = {.api = UFFD_API, .features = features};
+  struct uffdio_register range = {.range = {(uint64_t)base, bytes}, .mode = mode};
+  if (ioctl(uffd, UFFDIO_API, &api) == 0 && ioctl(uffd, UFFDIO_REGISTER, &range) == 0) return uffd;
+  const int error = errno;
+  close(uffd);
+  errno = error;
+  return -1;
+}
+
 static void register_ram(void *base, size_t bytes) {
   control->ram_base = (uint64_t)base;
   control->ram_bytes = bytes;
-  control->uffd = -1;
-  const int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-  if (uffd < 0) return report(errno, SHADOWVM_TRACKING_FAILED);
-  struct uffdio_api api = {
-      .api = UFFD_API,
-      .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC,
-  };
-  struct uffdio_register range = {.range = {(uint64_t)base, bytes}, .mode = UFFDIO_REGISTER_MODE_WP};
-  if (ioctl(uffd, UFFDIO_API, &api) != 0 || ioctl(uffd, UFFDIO_REGISTER, &range) != 0) {
-    const int error = errno;
-    close(uffd);
-    return report(error, SHADOWVM_TRACKING_FAILED);
-  }
-  control->uffd = uffd;  // stays open: closing it would end the registration
-  report(0, SHADOWVM_TRACKING_REGISTERED);
+  const uint64_t tracking = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC;
+  const uint64_t missing = control->lazy ? UFFDIO_REGISTER_MODE_MISSING : 0;
+  control->uffd = open_userfaultfd(base, bytes, tracking, UFFDIO_REGISTER_MODE_WP | missing);
+  if (control->uffd >= 0) return report(0, SHADOWVM_TRACKING_REGISTERED);
+  const int error = errno;
+  // A kernel before 6.7: it can not track, and can be filled all the same.
+  if (missing) control->uffd = open_userfaultfd(base, bytes, UFFD_FEATURE_MISSING_SHMEM, missing);
+  report(error, SHADOWVM_TRACKING_FAILED);
 }
 
 static int is_guest_ram(int flags, int prot, int fd) {

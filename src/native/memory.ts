@@ -20,12 +20,16 @@ export interface ControlReading {
   /** errno name of a failed registration. */
   errorCode: string | null;
   ramBytes: number;
+  /** The RAM is registered for missing pages: a Pager must serve them. */
+  lazy: boolean;
 }
 
 /** The page that the shim in QEMU and the manager share: tracking state, and a robust futex that tells of its death. */
 export interface QemuControl {
   readonly fd: number;
   read(): ControlReading;
+  /** Before the start of the process: its RAM will be filled on demand. */
+  makeLazy(): void;
   /** Calls back once, from the kernel's wake-up at the death of the process. @throws ERR_NO_SHIM, ERR_BUSY */
   watchDeath(callback: (atNs: bigint) => void): void;
   close(): void;
@@ -79,7 +83,7 @@ export interface EpochSource {
 
 interface MemoryAddon {
   GuestRam: new (name: string, bytes: number) => GuestRam;
-  QemuControl: new () => QemuControl;
+  QemuControl: new (ramBytes: number) => QemuControl;
   ProcessHandle: new (pid: number) => ProcessHandle;
   EpochSource: new (options: {
     ram: GuestRam;

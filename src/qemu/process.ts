@@ -25,6 +25,8 @@ export interface LaunchOptions extends Omit<QemuShape, 'sockets'> {
   startTimeoutMs?: number;
   /** Aborted: QEMU is killed, and its start fails. No effect once it has started. */
   signal?: AbortSignal;
+  /** Only with `incoming`: the RAM is not filled before the guest runs, a Pager fills it on demand. */
+  lazy?: boolean;
   /** More descriptors for QEMU, from QEMU_FD.more on; closing them is the caller's. */
   inheritFds?: number[];
 }
@@ -67,7 +69,8 @@ export class QemuProcess {
     for (const socketPath of socketPaths) fs.rmSync(socketPath, { force: true });
 
     const ram = new GuestRam(`shadowvm-${name}`, ramBytes);
-    const control = new QemuControl();
+    const control = new QemuControl(ramBytes);
+    if (options.lazy) control.makeLazy();
     const deviceStateFd = createMemoryFile(`shadowvm-${name}-devices`);
     // Where in its log this start's words begin.
     const logStart = fs.existsSync(options.qemuLogPath) ? fs.statSync(options.qemuLogPath).size : 0;
@@ -136,6 +139,14 @@ export class QemuProcess {
           reason: 'the preloaded shim did not start in it',
           remedy:
             'QEMU must be dynamically linked, with no setuid bit and no wrapper script; rebuild the shim with `npm run setup`',
+        });
+      if (options.lazy && !control.read().lazy)
+        throw new ShadowVmError('TRACKING_UNAVAILABLE', {
+          attempted,
+          subject: name,
+          reason: `its RAM can not be filled on demand: ${control.read().errorCode ?? 'the preloaded shim did not see it'}`,
+          remedy:
+            'The manager must be root, on a kernel with userfaultfd; otherwise fill the RAM before the guest runs',
         });
       if (options.incoming)
         await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] });
