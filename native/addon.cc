@@ -9,6 +9,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterProbe(env, exports);
   RegisterProcess(env, exports);
   RegisterNetwork(env, exports);
+  RegisterPager(env, exports);
   return exports;
 }
 

@@ -4,7 +4,6 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import net from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { CHECKOUT } from '../harness/checkout.js';
 import { InProcessManager } from '../harness/in-process.js';
 import { leftovers } from '../harness/leftovers.js';
 import { RedisConnection } from '../harness/redis.js';
@@ -13,6 +12,7 @@ import type { QemuProcess } from '../src/qemu/process.js';
 import { MIB, type VmSpecInput } from '../src/vm/spec.js';
 import type { Event, PromotionView } from '../src/vm/view.js';
 import { isAlive, until } from './bare-qemu.js';
+import { qemu10, useQemu10 } from './qemu10.js';
 
 /** A quarter of a second for each round over all of memcheck's pages. */
 const MEMCHECK = 'shadowvm-guest memcheck 8 8000 &';
@@ -165,19 +165,14 @@ async function run(spec: VmSpecInput): Promise<void> {
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-const qemu10Path = `${CHECKOUT}/.cache/qemu10/env.json`;
-const qemu10 = existsSync(qemu10Path)
-  ? (JSON.parse(readFileSync(qemu10Path, 'utf8')) as { version: string; environment: Record<string, string> })
-  : null;
-
 describe.skipIf(qemu10 === null)(`with QEMU ${qemu10?.version ?? '10'}`, () => {
-  const before = { ...process.env };
+  let leaveQemu10: () => void;
   beforeAll(async () => {
-    Object.assign(process.env, qemu10?.environment);
+    leaveQemu10 = useQemu10();
     await openManager(10);
   });
   afterAll(async () => {
-    process.env = before;
+    leaveQemu10();
     await closeManager();
   });
 
