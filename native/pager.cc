@@ -118,6 +118,7 @@ void Pager::FaultLoop() {
     }
     serving_--;
   }
+  for (const size_t page : deferred) Wake(page, 1);  // they fault again, for whoever serves then
 }
 
 // Answers a fault. False: not yet.
@@ -268,6 +269,9 @@ FillResult Pager::Fill() {
   filling_ = false;
   if (stop_) throw Failure{"ERR_CLOSED", "pager", "this pager was closed before the memory was filled"};
   if (failed) throw firstFailure;
+  // From here on whatever is missing is zeros, and the shim answers for it too: QEMU needs no manager any more.
+  __atomic_store_n(&control_->page()->filled, 1, __ATOMIC_RELEASE);
+  control_->Nudge();
   return {installedPages_, faults_, NowNs() - startNs};
 }
 

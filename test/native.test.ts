@@ -390,7 +390,13 @@ describe('a QEMU', () => {
 
   test('without the shim is not tracked, and its death can not be watched', () => {
     const [ram, control] = [new GuestRam('a', PAGE), new QemuControl(PAGE)];
-    expect(control.read()).toEqual({ alive: null, tracking: 'unseen', errorCode: null, ramBytes: 0, lazy: false });
+    expect(control.read()).toMatchObject({
+      alive: null,
+      tracking: 'unseen',
+      errorCode: null,
+      ramBytes: 0,
+      lazy: false,
+    });
     expect(thrownBy(() => new EpochSource({ ram, control, pid: process.pid, tracking: 'write' }))).toMatchObject(
       failure('ERR_NOT_TRACKED'),
     );

@@ -10,6 +10,9 @@
 // File descriptors that the manager hands to QEMU, by number. src/qemu/process.ts uses the same numbers.
 #define SHADOWVM_FD_RAM 3
 #define SHADOWVM_FD_CONTROL 4
+#define SHADOWVM_FD_LIFELINE 7  // read end of a pipe of which a manager has the other end for as long as it lives
+#define SHADOWVM_FD_RESCUE 8    // QEMU's end of a monitor; the shim opens it, and has the other end
+#define SHADOWVM_FD_FREE 64     // from here on nothing is handed over
 
 enum shadowvm_tracking {
   SHADOWVM_TRACKING_UNSEEN = 0,      // the shim has not seen QEMU map the guest's RAM (yet)
@@ -39,5 +42,8 @@ struct shadowvm_control {
   uint64_t ram_base;  // address of the guest's RAM in QEMU's address space
   uint64_t ram_bytes;
   int32_t uffd;  // the userfaultfd's number in QEMU, -1 if none
-  uint32_t lazy;  // set by the manager before the start: the RAM is filled on demand, register it for missing pages too
+  // Written by managers:
+  uint32_t lazy;              // before the start: the RAM is filled on demand, register it for missing pages too
+  uint32_t filled;            // a lazy RAM is complete: what is missing now is zeros
+  uint32_t paused_for_epoch;  // the guest stands still, and is to run again should its manager die meanwhile
 };

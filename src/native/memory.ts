@@ -22,12 +22,19 @@ export interface ControlReading {
   ramBytes: number;
   /** The RAM is registered for missing pages: a Pager must serve them. */
   lazy: boolean;
+  /** A lazy RAM is complete: the shim answers for what is missing, which is zeros. */
+  filled: boolean;
+  pausedForEpoch: boolean;
 }
 
 /** The page that the shim in QEMU and the manager share: tracking state, and a robust futex that tells of its death. */
 export interface QemuControl {
   readonly fd: number;
+  /** To hand to QEMU: a pipe by which its shim learns of this process's death. */
+  readonly lifelineFd: number;
   read(): ControlReading;
+  /** True before a `stop`, false when `cont` was answered: should this process die between them, the shim lets the guest go. */
+  setPausedForEpoch(paused: boolean): void;
   /** Before the start of the process: its RAM will be filled on demand. */
   makeLazy(): void;
   /** Calls back once, from the kernel's wake-up at the death of the process. @throws ERR_NO_SHIM, ERR_BUSY */
@@ -82,8 +89,16 @@ export interface EpochSource {
 }
 
 interface MemoryAddon {
-  GuestRam: new (name: string, bytes: number) => GuestRam;
-  QemuControl: new (ramBytes: number) => QemuControl;
+  GuestRam: {
+    new (name: string, bytes: number): GuestRam;
+    /** The memory that a process has open under a number. @throws ESRCH, EBADF, EPERM, ERR_NOT_SEALED */
+    adopt(pid: number, fd: number): GuestRam;
+  };
+  QemuControl: {
+    new (ramBytes: number): QemuControl;
+    /** Of a QEMU whose manager is gone; its shim knows that there is one again. @throws as GuestRam.adopt, ERR_NOT_CONTROL */
+    adopt(pid: number): QemuControl;
+  };
   ProcessHandle: new (pid: number) => ProcessHandle;
   EpochSource: new (options: {
     ram: GuestRam;
@@ -92,8 +107,10 @@ interface MemoryAddon {
     tracking: 'write' | 'checksum';
   }) => EpochSource;
   createMemoryFile(name: string): number;
+  /** The open file that a process has under a number. @throws ESRCH, EBADF, EPERM */
+  adoptFile(pid: number, fd: number): number;
   measureScan(ram: GuestRam): { bytes: number; copyMs: number; checksumMs: number };
 }
 
-export const { GuestRam, QemuControl, ProcessHandle, EpochSource, createMemoryFile, measureScan } =
+export const { GuestRam, QemuControl, ProcessHandle, EpochSource, adoptFile, createMemoryFile, measureScan } =
   loadAddon<MemoryAddon>();

@@ -58,6 +58,8 @@ export async function cutEpoch(
 
     const pausedAtMs = monotonicMs();
     onPause(true);
+    // Not for a hand-over: a guest that stays stopped may be running elsewhere before long.
+    primary.control.setPausedForEpoch(!keepStopped);
     // Pipelined: QEMU begins to save as soon as it has stopped, while we hear of the stop and collect.
     const stopped = primary.qmp.execute('stop', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
     const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
@@ -70,7 +72,10 @@ export async function cutEpoch(
       await collect();
     } finally {
       // In every case; it queues behind the saving in QEMU.
-      if (!keepStopped) running = primary.qmp.execute('cont', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
+      if (!keepStopped)
+        running = primary.qmp
+          .execute('cont', undefined, { timeoutMs: PAUSE_TIMEOUT_MS })
+          .then(() => primary.control.setPausedForEpoch(false));
       running.catch(() => {});
     }
     await saved;

@@ -7,8 +7,8 @@ export interface QemuVersion {
   micro: number;
 }
 
-/** File descriptors that QEMU inherits; native/shim/control.h names the first two as well. */
-export const QEMU_FD = { ram: 3, control: 4, deviceState: 5, incoming: 6, more: 7 } as const;
+/** File descriptors that QEMU inherits; native/shim/control.h names those that its shim uses. */
+export const QEMU_FD = { ram: 3, control: 4, deviceState: 5, incoming: 6, lifeline: 7, rescue: 8, more: 9 } as const;
 
 export const HEARTBEAT_PORT = 'org.shadowvm.heartbeat';
 
@@ -57,6 +57,8 @@ export function qemuArgv(shape: QemuShape): string[] {
       `on,obsolete=deny,elevateprivileges=${shape.uid === null ? 'deny' : 'allow'},spawn=deny,resourcecontrol=deny`,
     ],
     ...['-chardev', `socket,id=qmp,path=${sockets.qmp},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control'],
+    // A monitor for the preloaded shim, which lets a guest go whose manager died while it stood still.
+    ...['-chardev', `socket,id=rescue,fd=${QEMU_FD.rescue}`, '-mon', 'chardev=rescue,mode=control'],
     ...[
       '-chardev',
       `socket,id=console,path=${sockets.console},server=on,wait=off,logfile=${shape.consoleLogPath},logappend=on`,

@@ -7,8 +7,8 @@ import path from 'node:path';
 import type { Duplex } from 'node:stream';
 import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
-import { NATIVE_BUILD_DIR } from '../native/index.js';
-import { createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
+import { isNativeFailure, NATIVE_BUILD_DIR } from '../native/index.js';
+import { adoptFile, createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
 import { GuestAgent } from './agent.js';
 import { QEMU_FD, type QemuShape, qemuArgv } from './argv.js';
 import { QmpClient } from './qmp.js';
@@ -31,7 +31,22 @@ export interface LaunchOptions extends Omit<QemuShape, 'sockets'> {
   inheritFds?: number[];
 }
 
+export interface AdoptOptions {
+  vm: string;
+  pid: number;
+  /** Those of its launch: there are its sockets. */
+  runDir: string;
+  tag: string;
+  /**
+   * Called before QEMU is spoken to. While the fill of a lazy one is not over, QEMU itself may stand at an absent page,
+   * and answers only when a Pager serves it.
+   */
+  onMemory?: (qemu: { pid: number; control: QemuControl; ram: GuestRam }) => void;
+  timeoutMs?: number;
+}
+
 const START_TIMEOUT_MS = 30_000;
+const ADOPT_TIMEOUT_MS = 5000;
 const MONITOR_NICE = -10;
 const DYING_NICE = 19;
 const SIGKILL = 9;
@@ -60,11 +75,7 @@ export class QemuProcess {
   static async launch(options: LaunchOptions): Promise<QemuProcess> {
     const attempted = `start QEMU for the ${options.incoming ? 'shadow' : 'VM'}`;
     const { name, ramBytes } = options.spec;
-    const sockets = {
-      qmp: path.join(options.runDir, `${options.tag}.qmp`),
-      heartbeat: path.join(options.runDir, `${options.tag}.hb`),
-      console: path.join(options.runDir, `${options.tag}.con`),
-    };
+    const sockets = socketsOf(options);
     const socketPaths = Object.values(sockets);
     for (const socketPath of socketPaths) fs.rmSync(socketPath, { force: true });
 
@@ -85,6 +96,8 @@ export class QemuProcess {
         control.fd,
         deviceStateFd,
         options.incoming ? 'pipe' : 'ignore',
+        control.lifelineFd,
+        'ignore', // QEMU_FD.rescue, which the shim opens
         ...(options.inheritFds ?? []),
       ],
       env: { ...process.env, LD_PRELOAD: path.join(NATIVE_BUILD_DIR as string, 'track-shim.so') },
@@ -177,6 +190,73 @@ export class QemuProcess {
     }
   }
 
+  /**
+   * Takes over a QEMU that another manager started and that outlived it; a guest that stood still for an epoch runs again.
+   * The caller knows that the process number still belongs to that QEMU as far as a later `alive` can not tell.
+   * @throws VM_NOT_RUNNING when there is no such process, QMP_*, NATIVE_ERROR
+   */
+  static async adopt(options: AdoptOptions): Promise<QemuProcess> {
+    const attempted = 'take over the running QEMU of the VM';
+    const { vm, pid } = options;
+    const sockets = socketsOf(options);
+    const timeoutMs = options.timeoutMs ?? ADOPT_TIMEOUT_MS;
+    const open: { close(): void }[] = [];
+    const keep = <T extends { close(): void }>(each: T): T => {
+      open.push(each);
+      return each;
+    };
+    let qmp: QmpClient | undefined;
+    try {
+      const handle = keep(new ProcessHandle(pid));
+      let ended = false;
+      const exited = new Promise<void>((resolve) => {
+        handle.watchExit(() => {
+          ended = true;
+          resolve();
+        });
+      });
+      const control = keep(QemuControl.adopt(pid));
+      const ram = keep(GuestRam.adopt(pid, QEMU_FD.ram));
+      const deviceStateFd = adoptFile(pid, QEMU_FD.deviceState);
+      keep({ close: () => fs.closeSync(deviceStateFd) });
+      options.onMemory?.({ pid, control, ram });
+      qmp = await connectWhenUp(sockets.qmp, vm, timeoutMs, () => ended);
+      // All that was opened by number belongs to one process when that one is still there.
+      if (control.read().alive !== true || !handle.signal(0))
+        throw new ShadowVmError('VM_NOT_RUNNING', { attempted, subject: vm, reason: 'its process has died' });
+      if (control.read().pausedForEpoch) {
+        await qmp.execute('cont', undefined, { timeoutMs });
+        control.setPausedForEpoch(false);
+      }
+      runMonitorAhead(pid);
+      return new QemuProcess(
+        vm,
+        pid,
+        ram,
+        control,
+        handle,
+        qmp,
+        new GuestAgent(sockets.heartbeat, vm),
+        sockets.console,
+        new Promise((resolve) => control.watchDeath(resolve)),
+        exited,
+        deviceStateFd,
+        null, // a device state can be loaded only by who started it
+        Object.values(sockets),
+      );
+    } catch (error) {
+      qmp?.destroy();
+      for (const each of open) each.close();
+      if (!isNativeFailure(error)) throw error;
+      throw new ShadowVmError(error.code === 'ESRCH' ? 'VM_NOT_RUNNING' : 'NATIVE_ERROR', {
+        attempted,
+        subject: vm,
+        reason: error.message,
+        cause: error,
+      });
+    }
+  }
+
   /** 'write' when the shim could register the RAM for write tracking. */
   get writeTracking(): { usable: boolean; reason: string } {
     const { tracking, errorCode } = this.control.read();
@@ -242,20 +322,40 @@ export class QemuProcess {
 
   /** Kills the process if it lives, waits for its end and gives back everything that belonged to it. Idempotent. */
   async dispose(): Promise<void> {
-    this.kill();
+    if (!this.released) this.kill();
+    this.hangUp();
+    await this.exited;
+    if (!this.release()) return;
+    for (const socketPath of this.socketPaths) fs.rmSync(socketPath, { force: true });
+  }
+
+  /** Lets go of a process that lives on, for the next manager to adopt. Nothing of this object is of use afterwards. */
+  leave(): void {
+    this.hangUp();
+    this.release();
+  }
+
+  private hangUp(): void {
     this.qmp.destroy();
     this.agent.close();
     this.incoming?.destroy();
-    await this.exited;
-    if (this.disposed) return;
-    this.disposed = true;
+  }
+
+  private release(): boolean {
+    if (this.released) return false;
+    this.released = true;
     this.handle.close();
     this.control.close();
     this.ram.close();
     fs.closeSync(this.deviceStateFd);
-    for (const socketPath of this.socketPaths) fs.rmSync(socketPath, { force: true });
+    return true;
   }
-  private disposed = false;
+  private released = false;
+}
+
+function socketsOf({ runDir, tag }: Pick<LaunchOptions, 'runDir' | 'tag'>) {
+  const at = (end: string) => path.join(runDir, `${tag}.${end}`);
+  return { qmp: at('qmp'), heartbeat: at('hb'), console: at('con') };
 }
 
 function spawned(child: ChildProcess, qemuPath: string, attempted: string): Promise<void> {
