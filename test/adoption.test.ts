@@ -32,7 +32,7 @@ function memcheck(qemu: QemuProcess): { writes: number; bad: number } {
 async function expectMemcheckGoesOn(qemu: QemuProcess): Promise<void> {
   await until('a heartbeat', () => qemu.agent.beats > 0);
   const at = memcheck(qemu).writes;
-  await until('two rounds of memcheck', () => memcheck(qemu).writes > at + 2 * 16 * 256);
+  await until('a round of memcheck', () => memcheck(qemu).writes > at + 16 * 256);
   expect(memcheck(qemu).bad).toBe(0);
 }
 
@@ -152,7 +152,8 @@ describe.each(versions.filter(([name]) => name !== '10' || qemu10 !== null))('QE
     golden.kill();
     const deviceStatePath = join(qemus.dir, 'golden.state.log');
     writeFileSync(deviceStatePath, golden.readDevices());
-    for (const delayMs of [0, 30, 150]) {
+    const delaysMs = [0, 30, 100];
+    for (const delayMs of delaysMs) {
       const launch = qemus.launchOptions({ spec, uid: UID, lazy: true });
       const source = { pid: process.pid, fd: golden.ram.fd };
       const fillBytesPerSecond = 10 * MIB;
@@ -174,6 +175,10 @@ describe.each(versions.filter(([name]) => name !== '10' || qemu10 !== null))('QE
       expect(control.read().filled).toBe(true);
       pager?.close();
       await expectMemcheckGoesOn(adopted);
+      if (delayMs !== delaysMs.at(-1)) {
+        await adopted.dispose();
+        continue;
+      }
 
       // Pages that were never used, and others that are given back, with no pager and then with no manager either.
       const resident = ram.residentBytes();

@@ -420,6 +420,8 @@ describe('a QEMU', () => {
       errorCode: null,
       ramBytes: ram.bytes,
       lazy: false,
+      filled: false,
+      pausedForEpoch: false,
     });
     const small = new GuestRam('small', PAGE);
     const write = (options: object) => new EpochSource({ ram, control, pid, tracking: 'write', ...options });

@@ -37,6 +37,24 @@ export function parseBeat(line: string, atNs: bigint): Beat | null {
   };
 }
 
+/**
+ * Makes a port that another manager had fit for use again; before a GuestAgent of one's own. When the guest speaks at the
+ * moment in which that manager dies, QEMU (7.2 and 10 at least) holds the port's output back and forgets that it does, until
+ * the next end of a connection. So one is made and ended. Only its one half: until QEMU has seen the end it can write, and
+ * does not run into the same trouble again.
+ */
+export async function clearPort(path: string, timeoutMs: number): Promise<void> {
+  const socket = net.connect({ path, allowHalfOpen: true });
+  socket.on('error', () => {}); // the GuestAgent will meet it too
+  socket.resume();
+  const late = setTimeout(() => socket.destroy(), timeoutMs);
+  await new Promise<void>((resolve) => {
+    socket.on('close', () => resolve());
+    socket.end();
+  });
+  clearTimeout(late);
+}
+
 export class GuestAgent {
   private readonly socket: net.Socket;
   private buffer = '';

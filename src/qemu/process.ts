@@ -9,7 +9,7 @@ import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
 import { isNativeFailure, NATIVE_BUILD_DIR } from '../native/index.js';
 import { adoptFile, createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
-import { GuestAgent } from './agent.js';
+import { clearPort, GuestAgent } from './agent.js';
 import { QEMU_FD, type QemuShape, qemuArgv } from './argv.js';
 import { QmpClient } from './qmp.js';
 
@@ -229,6 +229,7 @@ export class QemuProcess {
         control.setPausedForEpoch(false);
       }
       runMonitorAhead(pid);
+      await clearPort(sockets.heartbeat, timeoutMs);
       return new QemuProcess(
         vm,
         pid,
@@ -322,7 +323,8 @@ export class QemuProcess {
 
   /** Kills the process if it lives, waits for its end and gives back everything that belonged to it. Idempotent. */
   async dispose(): Promise<void> {
-    if (!this.released) this.kill();
+    if (this.released) return;
+    this.kill();
     this.hangUp();
     await this.exited;
     if (!this.release()) return;
