@@ -12,6 +12,7 @@
 
 #include "addon.h"
 #include "descriptor.h"
+#include "page_states.h"
 
 static int64_t MonotonicNs() {
   struct timespec t;
@@ -94,6 +95,7 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
                    InstanceMethod<&QemuControl::Read>("read"),
                    InstanceMethod<&QemuControl::SetPausedForEpoch>("setPausedForEpoch"),
                    InstanceMethod<&QemuControl::MakeLazy>("makeLazy"),
+                   InstanceMethod<&QemuControl::MayRead>("mayRead"),
                    InstanceMethod<&QemuControl::WatchDeath>("watchDeath"), InstanceMethod<&QemuControl::Close>("close")});
   constructor_ = Napi::Persistent(constructor);
   constructor_.SuppressDestruct();
@@ -176,6 +178,18 @@ void QemuControl::SetPausedForEpoch(const Napi::CallbackInfo& info) {
 
 // makeLazy(): before the start of the process; its RAM will be filled on demand.
 void QemuControl::MakeLazy(const Napi::CallbackInfo& info) { Open(info.Env()).page()->lazy = 1; }
+
+// mayRead(page): see PageStates.
+Napi::Value QemuControl::MayRead(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const double last = static_cast<double>(Open(env).stateCount()) - 1;
+  const size_t page = static_cast<size_t>(WholeNumber(info[0], 0, last, "qemuControl", "mayRead(page)"));
+  try {
+    return Napi::Boolean::New(env, PageStates(control_).MayRead(page));
+  } catch (const Failure& f) {
+    throw MakeError(env, f.code, f.syscall, f.message);
+  }
+}
 
 // watchDeath(callback(atNs)): calls back once when the process dies. ERR_NO_SHIM when nothing holds the futex.
 void QemuControl::WatchDeath(const Napi::CallbackInfo& info) {

@@ -76,6 +76,7 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
   void SetPausedForEpoch(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);
   void MakeLazy(const Napi::CallbackInfo& info);
+  Napi::Value MayRead(const Napi::CallbackInfo& info);
   void WatchDeath(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
   ControlPage& Open(Napi::Env env) const;

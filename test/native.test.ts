@@ -163,6 +163,52 @@ describe('arguments of a wrong type are errors with a code, and nothing else', (
   });
 });
 
+describe('the pages of a lazily filled memory', () => {
+  const PAGES = 3;
+  /** What is behind the control page: a byte per page. */
+  const setState = (control: QemuControl, page: number, state: number) =>
+    writeSync(control.fd, Buffer.from([state]), 0, 1, PAGE + page);
+  const [ABSENT, INSTALLING, PRESENT] = [0, 1, 2];
+
+  test('may be read when they are there; all of them, when it is not lazy', () => {
+    const control = new QemuControl(PAGES * PAGE);
+    setState(control, 0, ABSENT);
+    expect(control.mayRead(0)).toBe(true);
+    control.makeLazy();
+    setState(control, 1, PRESENT);
+    setState(control, 2, 77); // no manager wrote that: a QEMU gone bad must not hold us up
+    expect([0, 1, 2].map((page) => control.mayRead(page))).toEqual([false, true, true]);
+    for (const page of [-1, 1.5, PAGE])
+      expect(thrownBy(() => control.mayRead(page))).toMatchObject(failure('ERR_OUT_OF_RANGE'));
+    control.close();
+    expect(thrownBy(() => control.mayRead(0))).toMatchObject(failure('ERR_CLOSED'));
+  });
+
+  test.each([
+    [PRESENT, true],
+    [ABSENT, false],
+  ])('one that is being installed is waited for, until it is %d', (state, readable) => {
+    const control = new QemuControl(PAGES * PAGE);
+    control.makeLazy();
+    setState(control, 1, INSTALLING);
+    const path = `/proc/${process.pid}/fd/${control.fd}`;
+    const script = `sleep 0.3; printf '\\00${state}' | dd of=${path} bs=1 seek=${PAGE + 1} conv=notrunc 2> /dev/null`;
+    spawn('sh', ['-c', script]);
+    const startMs = performance.now();
+    expect(control.mayRead(1)).toBe(readable);
+    expect(performance.now() - startMs).toBeGreaterThan(200);
+    control.close();
+  });
+
+  test('one that never comes is an error', () => {
+    const control = new QemuControl(PAGES * PAGE);
+    control.makeLazy();
+    setState(control, 1, INSTALLING);
+    expect(thrownBy(() => control.mayRead(1))).toMatchObject(failure('ERR_PAGE_STUCK'));
+    control.close();
+  });
+});
+
 describe('a process by its handle', () => {
   test.each([0, -1, 1.5, Number.NaN, 2 ** 31, 2 ** 32 + 1])('there is no process %d', (pid) =>
     expect(thrownBy(() => new ProcessHandle(pid))).toMatchObject(failure('ERR_OUT_OF_RANGE')),

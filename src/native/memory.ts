@@ -37,6 +37,11 @@ export interface QemuControl {
   setPausedForEpoch(paused: boolean): void;
   /** Before the start of the process: its RAM will be filled on demand. */
   makeLazy(): void;
+  /**
+   * Whether this process may read a page of the RAM: an absent one would come into being as zeros. Blocks for as long as
+   * the page is being installed. @throws ERR_PAGE_STUCK after 5 s of that, ERR_OUT_OF_RANGE
+   */
+  mayRead(page: number): boolean;
   /** Calls back once, from the kernel's wake-up at the death of the process. @throws ERR_NO_SHIM, ERR_BUSY */
   watchDeath(callback: (atNs: bigint) => void): void;
   close(): void;
