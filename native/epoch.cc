@@ -81,7 +81,7 @@ CommitStats EpochBuffer::Sync(SharedMemory& target) {
   const Stopwatch stopwatch;
   CommitStats stats;
   synced_ = false;  // until this copy is complete: a copy that fails in the middle is neither the old one nor the new
-  if (tracker_) tracker_->ScanAndRearm([](size_t, size_t) {});
+  if (tracker_) tracker_->ScanAndRearm({}, [](size_t, size_t) {});
   std::fill(pending_.begin(), pending_.end(), false);
   anyPending_ = false;
   ResetStaging();
@@ -118,27 +118,31 @@ CommitStats EpochBuffer::Sync(SharedMemory& target) {
   return stats;
 }
 
-PassStats EpochBuffer::Collect() {
+PassStats EpochBuffer::Collect(const ScanOptions& options) {
   if (!synced_) throw Failure{"ERR_NOT_SYNCED", "collect", "the shadow has no first copy yet"};
   PassStats stats;
+  ScanResult scan;
   const Stopwatch stopwatch;
   if (tracker_)
-    CollectWritten(&stats);
+    scan = CollectWritten(options, &stats);
   else
     CollectByChecksum(&stats);
   ThrowUnlessAlive();
+  stats.complete = scan.complete;
   stats.stagedPages = slotPage_.size();
   stopwatch.Stop(&stats);
+  stats.cpuNs += scan.helperCpuNs;
   return stats;
 }
 
-void EpochBuffer::CollectWritten(PassStats* stats) {
+ScanResult EpochBuffer::CollectWritten(const ScanOptions& options, PassStats* stats) {
+  ScanResult scan;
   try {
-    tracker_->ScanAndRearm([&](size_t first, size_t end) {
+    scan = tracker_->ScanAndRearm(options, [&](size_t first, size_t end) {
       StageRun(first, end);
       stats->scannedPages += end - first;
     });
-  } catch (const Failure&) {
+  } catch (...) {
     // Some runs may have been re-armed and not staged. After a failed scan only a full copy is known to be right.
     synced_ = false;
     throw;
@@ -155,6 +159,7 @@ void EpochBuffer::CollectWritten(PassStats* stats) {
     anyPending_ = false;
   }
   stats->copiedPages = stats->scannedPages;
+  return scan;
 }
 
 size_t EpochBuffer::Stage(size_t page) {

@@ -14,6 +14,7 @@ struct PassStats {
   uint64_t scannedPages = 0;  // looked at: reported as written, or checksummed
   uint64_t stagedPages = 0;   // held in the staging area after this pass
   uint64_t copiedPages = 0;   // copied by this pass
+  bool complete = true;       // false: there may be more written pages than ScanOptions allowed for
   int64_t ns = 0;
   int64_t cpuNs = 0;
 };
@@ -45,7 +46,8 @@ class EpochBuffer {
   // Starts tracking, then makes the target a (torn) copy of the source while the guest runs. What changes meanwhile is
   // found by the next Collect, so the target is consistent from the first commit on.
   CommitStats Sync(SharedMemory& target);
-  PassStats Collect();
+  // The options matter to a tracker only: checksums are always of all pages, by one thread.
+  PassStats Collect(const ScanOptions& options);
   // Keeps what the target held before, for Rewind, of this epoch and of the `undoEpochs - 1` before it.
   CommitStats Commit(SharedMemory& target, size_t undoEpochs);
   void Abort();
@@ -54,7 +56,7 @@ class EpochBuffer {
   size_t stagedPages() const { return slotPage_.size(); }
 
  private:
-  void CollectWritten(PassStats* stats);
+  ScanResult CollectWritten(const ScanOptions& options, PassStats* stats);
   void CollectByChecksum(PassStats* stats);
   void StageRun(size_t firstPage, size_t endPage);
   uint8_t* Slot(size_t slot) const { return staging_ + slot * kPageBytes; }

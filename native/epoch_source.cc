@@ -49,6 +49,7 @@ static Napi::Object ToObject(Napi::Env env, const PassStats& stats) {
   result.Set("scannedPages", static_cast<double>(stats.scannedPages));
   result.Set("stagedPages", static_cast<double>(stats.stagedPages));
   result.Set("copiedPages", static_cast<double>(stats.copiedPages));
+  result.Set("complete", stats.complete);
   result.Set("ms", static_cast<double>(stats.ns) / 1e6);
   result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
   return result;
@@ -109,10 +110,19 @@ Napi::Value EpochSource::Sync(const Napi::CallbackInfo& info) {
   });
 }
 
+// collect({urgent?: boolean, pagesMax?: number})
 Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
-    return [buffer = buffer_]() -> Worker::Finish {
-      const PassStats stats = buffer->Collect();
+    ScanOptions options;
+    if (info[0].IsObject()) {
+      const Napi::Object given = info[0].As<Napi::Object>();
+      options.urgent = given.Get("urgent").ToBoolean();
+      const Napi::Value pagesMax = given.Get("pagesMax");
+      if (!pagesMax.IsUndefined())
+        options.pagesMax = static_cast<size_t>(WholeNumber(pagesMax, 1, INT_MAX, "collect", "{pagesMax} is a number of pages"));
+    }
+    return [buffer = buffer_, options]() -> Worker::Finish {
+      const PassStats stats = buffer->Collect(options);
       return [stats](Napi::Env env) { return ToObject(env, stats); };
     };
   });

@@ -467,7 +467,9 @@ describe('a QEMU', () => {
     async (tracking) => {
       const codes = new Map<string, number>();
       for (let i = 0; i < KILLS; i++) {
-        const qemu = await qemus.launch();
+        // The larger RAM is scanned by two threads.
+        const spec = { name: 'bare', ramBytes: (i % 3 === 0 ? 640 : 64) * MIB, vcpus: 1 };
+        const qemu = await qemus.launch({ spec });
         const { ram, control, pid } = qemu;
         writeSync(ram.fd, Buffer.alloc(16 * MIB, i + 1), 0, 16 * MIB, 0);
         const target = new GuestRam('target', ram.bytes);
@@ -492,7 +494,7 @@ describe('a QEMU', () => {
     await source.sync(target);
     for (const deadline = performance.now() + 20_000; performance.now() < deadline; ) {
       writeSync(qemu.ram.fd, Buffer.alloc(MIB, Math.floor(Math.random() * 256)), 0, MIB, 0);
-      await source.collect();
+      await source.collect({ urgent: true });
       await source.commit(target, 2);
     }
     throw new Error('the VM did not die');

@@ -45,8 +45,10 @@ export interface CollectResult {
   /** Pages held in the staging area now. */
   stagedPages: number;
   copiedPages: number;
+  /** false: the pass ended at `pagesMax`; the next one finds the rest. */
+  complete: boolean;
   ms: number;
-  /** CPU time of the thread that did it. */
+  /** CPU time of the threads that did it. */
   cpuMs: number;
 }
 
@@ -67,7 +69,11 @@ export interface CommitResult {
 export interface EpochSource {
   /** First full copy, while the guest runs. The target is consistent only after the next commit. */
   sync(target: GuestRam): Promise<CommitResult>;
-  collect(): Promise<CollectResult>;
+  /**
+   * Stages what was written. `urgent`: the guest stands still for it, a second thread helps. `pagesMax`: ends the pass when
+   * about so many pages were found (up to twice as many with `urgent`). Both matter only where writes are tracked.
+   */
+  collect(options?: { urgent?: boolean; pagesMax?: number }): Promise<CollectResult>;
   /** @param undoEpochs how many of the newest commits, this one included, rewind() can take back; 0 to 1024 */
   commit(target: GuestRam, undoEpochs: number): Promise<CommitResult>;
   /** Takes the newest `epochs` commits back. Rejects with ERR_NO_UNDO, nothing changed, when not so many are kept. */

@@ -70,6 +70,8 @@ export class Protector {
   /** The epochs that a promotion can start from, newest last: at most UNCONFIRMED_MAX older ones can be gone back to. */
   private history: CommittedEpoch[] = [];
   private heldUntilMs = 0;
+  /** What the last epoch said of the VM. */
+  private quiet = false;
 
   /** @throws a native failure (ERR_NOT_TRACKED) when `tracking` is not possible on this primary */
   constructor(
@@ -180,12 +182,13 @@ export class Protector {
       const startedMs = monotonicMs();
       this.epochUnderWay = true;
       try {
-        const cut = await cutEpoch(this.primary, this.source, false, (paused) => this.notePause(paused));
+        const cut = await cutEpoch(this.primary, this.source, false, (paused) => this.notePause(paused), this.quiet);
         await this.commit(cut, startedMs);
         this.abortsInARow = 0;
         if (this.committed?.epoch === 1) this.events.ready();
       } catch (error) {
         if (this.stopping) return;
+        this.quiet = false; // the next epoch has the pages of two
         this.aborts++;
         this.abortsInARow++;
         if (endsProtection(error)) return; // the detector's business
@@ -215,6 +218,7 @@ export class Protector {
     const committed = { epoch: (previous?.epoch ?? 0) + 1, cutAtNs: cut.cutAtNs, deviceState: cut.deviceState };
     this.history = [...this.history.slice(-UNCONFIRMED_MAX), committed];
 
+    this.quiet = cut.quiet;
     this.pauses.add(cut.pauseMs);
     if (lagMs !== null) this.lags.add(lagMs + result.ms);
     this.pagesScanned += cut.scannedPages;
