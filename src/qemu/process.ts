@@ -166,6 +166,11 @@ export class QemuProcess {
     }
   }
 
+  /** The futex's word now, which may be there before `died` is heard of: its thread has to get a CPU first. */
+  get hasDied(): boolean {
+    return this.disposed || this.control.read().alive === false;
+  }
+
   /** 'write' when the shim could register the RAM for write tracking. */
   get writeTracking(): { usable: boolean; reason: string } {
     const { tracking, errorCode } = this.control.read();

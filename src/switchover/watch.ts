@@ -82,6 +82,9 @@ export class FailureWatch {
     void primary.qmp.closed.then(() => {
       // Also what the end of an announced shutdown looks like; its event came first.
       this.monitorEnded = true;
+      // The kernel marks the futex of a killed process before it closes its sockets. On a busy host the thread that
+      // waits for that may not have run yet, but the word is there to be read.
+      if (primary.hasDied) this.processDied = true;
       setImmediate(() => this.conclude());
     });
     this.timer = setInterval(() => this.tick(), TICK_MS);
