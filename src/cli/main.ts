@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { addDaemonVerb } from './daemon.js';
 import { addDoctorVerb } from './doctor.js';
 import { addEventsVerb } from './events.js';
+import { addForecastVerbs } from './forecast.js';
 import { addImageVerbs } from './image.js';
 import { VERSION } from './package.js';
 import { usageError } from './parse.js';
@@ -38,6 +39,7 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addShadowVerbs(program);
   addEventsVerb(program);
   addImageVerbs(program);
+  addForecastVerbs(program);
   addDoctorVerb(program);
   addVersionVerb(program);
   return program;
