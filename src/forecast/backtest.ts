@@ -1,6 +1,6 @@
 /** Replays a series as the manager would have seen it: every forecast and limit is made before its sample is shown. */
 import { Forecaster } from './forecaster.js';
-import { LimitKeeper, SAMPLES_PER_DECISION } from './limit.js';
+import { Limits, SAMPLES_PER_DECISION } from './limit.js';
 import { type LimitScore, meanAbsoluteError, naiveScale, scoreLimits } from './score.js';
 import type { Row } from './series-file.js';
 
@@ -36,8 +36,8 @@ export interface SeriesScore {
 }
 
 export function replay(rows: readonly Row[], options: BacktestOptions): Replay {
-  const forecaster = new Forecaster({ season: options.season, intervalS: options.intervalS });
-  const keepers = options.safety.map((safety) => new LimitKeeper(safety));
+  const forecaster = new Forecaster({ season: options.season });
+  const limits = new Limits(options.safety);
   const result: Replay = { values: [], short: [], long: [], limits: options.safety.map(() => []) };
   /** Forecasts of samples to come, by their number. */
   const dueLong = new Map<number, number>();
@@ -47,16 +47,16 @@ export function replay(rows: readonly Row[], options: BacktestOptions): Replay {
     result.values.push(row.value);
     result.short.push(forecaster.forecast(SHORT));
     result.long.push(dueLong.get(now) ?? Number.NaN);
-    keepers.forEach((keeper, i) => {
-      if (t % SAMPLES_PER_DECISION === 0) keeper.decide(forecaster);
-      result.limits[i]!.push(keeper.limit);
+    if (t % SAMPLES_PER_DECISION === 0) limits.decide(forecaster.forecast(LONG));
+    limits.limits.forEach((limit, i) => {
+      result.limits[i]!.push(limit);
     });
     if (!row.stale) pass(row.value);
   });
   return result;
 
   function pass(value: number): void {
-    for (const keeper of keepers) keeper.observe(value);
+    limits.observe(value);
     forecaster.observe(value);
     dueLong.delete(now);
     now++;

@@ -1,5 +1,13 @@
-/** The models that every textbook has. They are experts of the mix and the yardstick of the backtest. */
-import { type Model, Recent } from './model.js';
+/** The models that every textbook has: the yardstick of the forecaster's tests. */
+import { Recent } from './recent.js';
+
+/** What every model of one series can do. Samples come at equal intervals; "steps" count them. */
+interface Model {
+  /** Takes the next sample, which is finite: gaps are filled before. */
+  observe(value: number): void;
+  /** Forecast of the sample `steps` (≥ 1) after the last observed one; NaN before the first. */
+  forecast(steps: number): number;
+}
 
 export class LastValue implements Model {
   private last = Number.NaN;

@@ -1,11 +1,3 @@
-/** What every forecasting model of one series can do. Samples come at equal intervals; "steps" count them. */
-export interface Model {
-  /** Takes the next sample, which is finite: gaps are filled before. */
-  observe(value: number): void;
-  /** Forecast of the sample `steps` (≥ 1) after the last observed one; NaN before the first. */
-  forecast(steps: number): number;
-}
-
 /** The newest samples of a series, by age: a ring that never grows. */
 export class Recent {
   private readonly values: Float64Array;

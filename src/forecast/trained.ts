@@ -1,0 +1,1 @@
+export const TRAINED: readonly (readonly [number, string])[] = [];
