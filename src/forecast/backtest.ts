@@ -42,22 +42,21 @@ export function replay(rows: readonly Row[], options: BacktestOptions): Replay {
   /** Forecasts of samples to come, by their number. */
   const dueLong = new Map<number, number>();
   let now = 0;
-  rows.forEach((row, t) => {
+  for (const row of rows) {
     for (let i = 0; i < row.gap; i++) pass(Number.NaN);
     result.values.push(row.value);
     result.short.push(forecaster.forecast(SHORT));
     result.long.push(dueLong.get(now) ?? Number.NaN);
-    if (t % SAMPLES_PER_DECISION === 0) limits.decide(forecaster.forecast(LONG));
     limits.limits.forEach((limit, i) => {
       result.limits[i]!.push(limit);
     });
     if (!row.stale) pass(row.value);
-  });
+  }
   return result;
 
   function pass(value: number): void {
-    limits.observe(value);
     forecaster.observe(value);
+    limits.observe(value, forecaster.forecast(LONG));
     dueLong.delete(now);
     now++;
     dueLong.set(now + LONG - 1, forecaster.forecast(LONG));

@@ -5,15 +5,14 @@ import { syntheticLoad } from './train/synthetic.js';
 
 const SAFETY = [0.9, 0.99];
 
-function run(values: number[], decide: (t: number) => number = (t) => values[t - 1]!) {
+function run(values: number[], forecast: (t: number) => number = (t) => values[t]!) {
   const limits = new Limits(SAFETY);
   const inForce: number[][] = SAFETY.map(() => []);
   values.forEach((value, t) => {
-    if (t % SAMPLES_PER_DECISION === 0) limits.decide(t === 0 ? Number.NaN : decide(t));
     inForce.forEach((limit, i) => {
       limit.push(limits.limits[i]!);
     });
-    limits.observe(value);
+    limits.observe(value, forecast(t));
   });
   return inForce;
 }

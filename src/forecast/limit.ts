@@ -1,17 +1,18 @@
 /**
- * Turns usage into an allocation that is held: at most one decision per hour, about two changes a day.
+ * Turns usage into an allocation that is held: held for an hour at least, with less than two changes a day.
  *
  * What an hour may need is taken from what followed past hours, moved by how far the forecast has moved since and
  * weighted by age and by nearness of the time of day. Among candidate limits the cheapest wins: what it allocates, plus
  * a price for each sample that it would not cover, plus the price of a change. The price per sample is one for all VMs,
  * in units of the VM's own allocation: so samples are left uncovered where covering them is dear and not where it is
- * cheap, and the share asked for is met on average over VMs. Feedback keeps each VM within {@link BAND} of it.
- * Lost: a quantile of the residuals per hour (4 points more unused at the same coverage, 24 changes a day).
+ * cheap, and the share asked for is met on average over VMs. Feedback brings a VM that is further off than {@link BAND} back.
+ * Lost: a quantile of the residuals per hour (1 point more unused at the same coverage, and 24 changes a day); the same
+ * price with feedback after each hour (3 points more: it swings).
  */
 import { Recent } from './recent.js';
 import { SortedWindow } from './window.js';
 
-/** A limit is decided at most once in so many samples. */
+/** A limit is changed at most once in so many samples. */
 export const SAMPLES_PER_DECISION = 12;
 
 const BLOCKS_KEPT = 336;
@@ -20,24 +21,27 @@ const CANDIDATES = 48;
 /** Hours that a new limit is judged by; later ones count less. */
 const AHEAD = 4;
 const AHEAD_KEEP = 0.85;
-const HALF_LIFE_BLOCKS = 36;
-const SAME_HOUR = 6;
+const SAME_HOUR = 4;
 const NEXT_HOUR = 3;
+const HALF_LIFE_BLOCKS = 48;
 const CHANGES_PER_DAY = 1.9;
-const CHANGES_SAVED_MAX = 4;
-export const TUNE = {
-  band: 0.006,
-  kappa: 1,
-  step: 0.03,
-  memory: 240,
-};
+/** Changes that can be saved up; what a breach forces may go into debt, that later changes pay. */
+const CHANGES_SAVED_MAX = 8;
+const CHANGES_DEBT_MAX = 3;
+/** What a change has to be worth, as a share of the limit; to lower is worth less than to raise. */
+const CHANGE_WORTH = 0.025;
+const LOWER_WORTH = 3;
+/** How far a VM's coverage, over {@link FEEDBACK_BLOCKS}, may be off before its price moves, and how fast it moves. */
+const BAND = 0.006;
+const FEEDBACK_BLOCKS = 480;
+const FEEDBACK_RATE = 0.1;
 
 /** Per share asked for, the price of an uncovered sample that meets it on the development VMs. */
 const PRICES: readonly (readonly [number, number])[] = [
-  [0.9, 2],
-  [0.95, 5],
-  [0.98, 15],
-  [0.99, 30],
+  [0.9, 0.7],
+  [0.95, 1.7],
+  [0.98, 5],
+  [0.99, 5.6],
 ];
 
 export class Limits {
@@ -51,28 +55,34 @@ export class Limits {
   private blocks = 0;
   private usedMean = 0;
 
-  constructor(safety: readonly number[], prices?: number[]) {
-    this.keepers = safety.map((share, i) => new Keeper(share, prices?.[i]));
+  constructor(safety: readonly number[]) {
+    this.keepers = safety.map((share) => new Keeper(share));
     this.limits = new Float64Array(safety.length).fill(Number.NaN);
   }
 
-  /** Takes a sample, NaN where none came. */
-  observe(value: number): void {
+  /**
+   * Takes a sample, NaN where none came, and decides about the next one: once an hour, and at once when a sample was
+   * above a limit that has been held for an hour. `forecast` is that of the coming hour.
+   */
+  observe(value: number, forecast: number): void {
     this.block.push(value);
-  }
-
-  /** Ends the hour: to be called once per {@link SAMPLES_PER_DECISION} samples, with the forecast of the next hour. */
-  decide(forecast: number): void {
-    for (const keeper of this.keepers) keeper.account(this.block);
-    this.takeBlock();
-    if (this.blocks === 0) return;
-    this.anchors.push(forecast);
-    const { candidates, exceeding } = this.outlook();
-    const top = this.sorted.max;
-    this.keepers.forEach((keeper, i) => {
+    for (const keeper of this.keepers) keeper.take(value);
+    const hourEnds = this.block.length >= SAMPLES_PER_DECISION;
+    if (hourEnds) {
+      for (const keeper of this.keepers) keeper.account(this.block);
+      this.takeBlock();
+      if (this.blocks > 0) this.anchors.push(forecast);
+    }
+    const due = this.keepers.filter((keeper) => keeper.isDue(hourEnds));
+    if (this.blocks === 0 || due.length === 0) return;
+    const { candidates, exceeding } = this.outlook(forecast);
+    const floor = this.blocks < BLOCKS_PER_DAY ? this.sorted.max * 1.1 : 0;
+    for (const keeper of due) {
       const reference = Math.max(this.sorted.quantile(keeper.safety), 1e-9);
       const unit = Math.max(this.usedMean, 0.02 * reference) / reference ** 2;
-      keeper.choose(candidates, exceeding, unit, this.blocks < BLOCKS_PER_DAY ? top * 1.1 : 0);
+      keeper.choose(candidates, exceeding, unit, floor);
+    }
+    this.keepers.forEach((keeper, i) => {
       this.limits[i] = keeper.limit;
     });
   }
@@ -92,7 +102,7 @@ export class Limits {
   }
 
   /** Candidate limits, rising, and the share of the coming samples that is expected above each. */
-  private outlook(): { candidates: Float64Array; exceeding: Float64Array } {
+  private outlook(forecast: number): { candidates: Float64Array; exceeding: Float64Array } {
     const candidates = new Float64Array(CANDIDATES);
     for (let c = 0; c < CANDIDATES; c++) {
       const share = 0.3 + 0.7 * (1 - (1 - c / (CANDIDATES - 1)) ** 2.5);
@@ -104,7 +114,9 @@ export class Limits {
     for (let ago = 1; ago < kept; ago++) {
       const away = Math.min(ago % BLOCKS_PER_DAY, BLOCKS_PER_DAY - (ago % BLOCKS_PER_DAY));
       const near = away === 0 ? SAME_HOUR : away === 1 ? NEXT_HOUR : 1;
-      const shift = this.anchors.at(0) - this.anchors.at(ago);
+      const move = forecast - this.anchors.at(ago);
+      // Without a forecast (samples do not come) nothing has moved.
+      const shift = Number.isNaN(move) ? 0 : move;
       let weight = near * 0.5 ** (ago / HALF_LIFE_BLOCKS);
       let moved = shift;
       for (let ahead = 0; ahead < AHEAD && ahead < ago; ahead++) {
@@ -136,12 +148,21 @@ class Keeper {
   /** Discounted sum of what was covered more or less than asked. */
   private surplus = 0;
   private changes = CHANGES_SAVED_MAX;
+  /** Samples since the last change. */
+  private held = 0;
+  private breached = false;
 
-  constructor(
-    readonly safety: number,
-    price?: number,
-  ) {
-    this.price = price ?? priceOf(safety);
+  constructor(readonly safety: number) {
+    this.price = priceOf(safety);
+  }
+
+  take(value: number): void {
+    this.held++;
+    this.breached = value > this.limit;
+  }
+
+  isDue(hourEnds: boolean): boolean {
+    return Number.isNaN(this.limit) ? hourEnds : this.held >= SAMPLES_PER_DECISION && (hourEnds || this.breached);
   }
 
   /** Feedback from the hour that ended. */
@@ -150,10 +171,10 @@ class Keeper {
     this.changes = Math.min(CHANGES_SAVED_MAX, this.changes + CHANGES_PER_DAY / BLOCKS_PER_DAY);
     if (known.length === 0 || Number.isNaN(this.limit)) return;
     const covered = known.filter((value) => value <= this.limit).length / known.length;
-    this.surplus += (covered - this.safety - this.surplus) / TUNE.memory;
-    const band = Math.min(TUNE.band, 0.6 * (1 - this.safety));
-    const off = this.surplus > band ? this.surplus - band : Math.min(0, this.surplus + band);
-    this.logFactor -= TUNE.step * (off / (1 - this.safety)) * 10;
+    this.surplus += (covered - this.safety - this.surplus) / FEEDBACK_BLOCKS;
+
+    const off = this.surplus > BAND ? this.surplus - BAND : Math.min(0, this.surplus + BAND);
+    this.logFactor -= (FEEDBACK_RATE * off) / (1 - this.safety);
     this.logFactor = Math.max(-4, Math.min(4, this.logFactor * (off === 0 ? 0.98 : 1)));
   }
 
@@ -169,9 +190,15 @@ class Keeper {
       return;
     }
     const kept = this.limit * unit + price * interpolate(this.limit, candidates, exceeding);
-    const due = (TUNE.kappa * (1 + Math.max(0, CHANGES_SAVED_MAX / 2 - this.changes))) / AHEAD;
-    if (this.changes < 1 || best === this.limit || kept - bestCost <= due * unit * this.limit) return;
+    const worth = CHANGE_WORTH * (1 + Math.max(0, CHANGES_SAVED_MAX / 2 - this.changes));
+    if (
+      this.changes < (this.breached ? -CHANGES_DEBT_MAX : 1) ||
+      best === this.limit ||
+      kept - bestCost <= worth * (best < this.limit ? LOWER_WORTH : 1) * unit * this.limit
+    )
+      return;
     this.limit = best;
+    this.held = 0;
     this.changes--;
   }
 }

@@ -5,6 +5,8 @@ import { ShadowVmError } from '../errors.js';
 /** Names under which traces keep their time: seconds, or a date that JavaScript reads. */
 const TIME_COLUMNS = ['t_seconds', 'timestamp', 'time', 'datetime', 'date', 't', 'ts'];
 const REMARKS_MAX = 20;
+/** A longer gap is a clock that was set: what is known of the series is not older for it than two weeks of samples. */
+const GAP_SAMPLES_MAX = 4032;
 /** More than any usage in any unit: such a number is a broken counter. */
 export const ABSURD = 1e15;
 
@@ -82,7 +84,11 @@ export function parseSeries(text: string, path: string, column: string, interval
     remark,
   );
   return {
-    rows: parsed.map(({ value }, i) => ({ value, gap: Math.max(0, steps[i]! - 1), stale: steps[i]! < 1 })),
+    rows: parsed.map(({ value }, i) => ({
+      value,
+      gap: Math.min(GAP_SAMPLES_MAX, Math.max(0, steps[i]! - 1)),
+      stale: steps[i]! < 1,
+    })),
     remarks,
   };
 }
