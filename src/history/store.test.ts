@@ -34,11 +34,10 @@ it('fills the bucket that was open at a crash again from its seconds', () => {
   crashed.flush(); // and no close
   const store = HistoryStore.open(file);
   for (let s = 30; s < 60; s++) store.append('web', T0 + s, { cpu: 30 });
-  store.flush();
+  store.close();
   const rows = new Database(file).prepare('SELECT data FROM usage WHERE tier = 1').all() as { data: ArrayBuffer }[];
   expect(rows).toHaveLength(1);
   expect(Buffer.from(rows[0]!.data).readFloatLE(0)).toBeCloseTo(20);
-  store.close();
 });
 
 it('survives a clock that jumps: nothing old is taken away, and a second that comes twice is replaced', () => {

@@ -114,16 +114,21 @@ export class HistoryStore {
     const buckets = this.open.get(vm) ?? TIERS.map(() => null);
     this.open.set(vm, buckets);
     // A second that comes again, or a clock that went back: what was summed up has to be read anew without it.
-    if (atS <= (buckets[0]?.startS ?? Number.NEGATIVE_INFINITY)) buckets.fill(null);
+    if (atS <= (buckets[0]?.startS ?? Number.NEGATIVE_INFINITY)) {
+      this.flushOpen(vm);
+      buckets.fill(null);
+    }
     TIERS.forEach(({ stepS }, tier) => {
       const startS = Math.floor(atS / stepS) * stepS;
       let bucket = buckets[tier]!;
       if (bucket === null || bucket.startS !== startS || tier === 0) {
+        if (bucket !== null && tier > 0) this.toWrite(vm, tier, bucket);
         bucket = tier === 0 ? emptyBucket(startS) : this.refilled(vm, startS, startS + stepS, atS);
         buckets[tier] = bucket;
       }
       addTo(bucket, values, values);
-      this.pending.set(`${tier} ${startS} ${vm}`, { tier, vm, bucket });
+      // Coarser buckets are written when they are full: until then they are in the seconds.
+      if (tier === 0) this.toWrite(vm, tier, bucket);
     });
   }
 
@@ -140,9 +145,21 @@ export class HistoryStore {
     if (this.unprunedRows >= PRUNE_EVERY_ROWS) this.prune();
   }
 
+  private toWrite(vm: string, tier: number, bucket: Bucket): void {
+    this.pending.set(`${tier} ${bucket.startS} ${vm}`, { tier, vm, bucket });
+  }
+
+  /** Also what is not full yet, so that readers see it. */
+  private flushOpen(vm: string): void {
+    this.open.get(vm)?.forEach((bucket, tier) => {
+      if (bucket !== null) this.toWrite(vm, tier, bucket);
+    });
+    this.flush();
+  }
+
   /** The points of a metric in [sinceS, untilS), from the finest rows that still reach back so far. */
   query(vm: string, metric: Metric, sinceS: number, untilS: number): HistoryPoint[] {
-    this.flush();
+    this.flushOpen(vm);
     const id = this.ids.get(vm) ?? this.lookUp(vm);
     if (id === undefined) return [];
     const oldest = this.database.prepare('SELECT min(t) AS t FROM usage WHERE vm = ? AND tier = ?');
@@ -175,7 +192,7 @@ export class HistoryStore {
   }
 
   close(): void {
-    this.flush();
+    for (const vm of this.open.keys()) this.flushOpen(vm);
     this.prune();
     this.database.close();
   }
@@ -194,8 +211,10 @@ export class HistoryStore {
 
   /** A bucket as the seconds in the file have it: after a start, or when the clock went back into it. */
   private refilled(vm: string, fromS: number, toS: number, exceptS: number): Bucket {
-    this.flush();
     const bucket = emptyBucket(fromS);
+    // In steady running a bucket begins with its first second: nothing of it is in the file yet.
+    if (exceptS === fromS) return bucket;
+    this.flush();
     const id = this.ids.get(vm) ?? this.lookUp(vm);
     if (id === undefined) return bucket;
     const rows = this.database
