@@ -5,10 +5,12 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterClock(env, exports);
   RegisterEpoch(env, exports);
   RegisterFile(env, exports);
+  RegisterImage(env, exports);
   RegisterMemory(env, exports);
   RegisterProbe(env, exports);
   RegisterProcess(env, exports);
   RegisterNetwork(env, exports);
+  RegisterPager(env, exports);
   return exports;
 }
 

@@ -9,6 +9,8 @@ export const ERROR_STATUS = {
   VM_NOT_FOUND: 404,
   SHADOW_NOT_FOUND: 404,
   IMAGE_NOT_FOUND: 404,
+  SNAPSHOT_NOT_FOUND: 404,
+  EPOCH_NOT_FOUND: 404,
   NOT_FOUND: 404,
   // The request clashes with the state things are in.
   VM_EXISTS: 409,
@@ -42,6 +44,13 @@ export const ERROR_STATUS = {
   EPOCH_FAILED: 500,
   PROMOTION_FAILED: 500,
   STATE_CORRUPT: 500,
+  // A shadow image or snapshot that can not be used.
+  SNAPSHOT_FOREIGN: 400,
+  SNAPSHOT_NEWER: 400,
+  SNAPSHOT_CORRUPT: 500,
+  SNAPSHOT_BASE_MISSING: 500,
+  GOLDEN_FAILED: 500,
+  GUEST_REFUSED: 500,
   // Between the CLI and the manager.
   DAEMON_NOT_RUNNING: 503,
   DAEMON_STOPPING: 503,

@@ -1,7 +1,14 @@
 /** The API as OpenAPI 3.1, made of the table of routes: what is in it is what the server checks. */
 import { z } from 'zod';
 import { vmSpecSchema } from '../vm/spec.js';
-import { eventSchema, promotionViewSchema, shadowViewSchema, vmViewSchema } from '../vm/view.js';
+import {
+  eventSchema,
+  promotionViewSchema,
+  shadowViewSchema,
+  snapshotViewSchema,
+  verifyViewSchema,
+  vmViewSchema,
+} from '../vm/view.js';
 import { CONSOLE_PATH, noBody, type Route, routes } from './routes.js';
 import { CONSOLE_PROTOCOL, errorResponseSchema, NDJSON, nameParamsSchema, operationLineSchema } from './schemas.js';
 
@@ -13,6 +20,8 @@ shared.add(vmSpecSchema, { id: 'VmSpec' });
 shared.add(vmViewSchema, { id: 'Vm' });
 shared.add(shadowViewSchema, { id: 'Shadow' });
 shared.add(promotionViewSchema, { id: 'Promotion' });
+shared.add(snapshotViewSchema, { id: 'Snapshot' });
+shared.add(verifyViewSchema, { id: 'Verification' });
 shared.add(eventSchema, { id: 'Event' });
 shared.add(errorResponseSchema, { id: 'Error' });
 shared.add(operationLineSchema, { id: 'OperationLine' });

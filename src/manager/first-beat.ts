@@ -39,10 +39,10 @@ export function bootBeat(primary: QemuProcess, consoleLogPath: string, signal: A
   });
 }
 
-/** Resolves when a promoted guest beats, or after `timeoutMs`. */
+/** Resolves when a promoted guest beats, when its QEMU has died, or after `timeoutMs`. */
 export async function awakening(qemu: QemuProcess, timeoutMs: number): Promise<void> {
   const untilMs = monotonicMs() + timeoutMs;
-  while (qemu.agent.firstBeatAtNs === null && monotonicMs() < untilMs)
+  while (qemu.agent.firstBeatAtNs === null && !qemu.hasDied && monotonicMs() < untilMs)
     await new Promise((resolve) => setTimeout(resolve, 2));
 }
 

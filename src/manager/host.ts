@@ -6,6 +6,7 @@ import path from 'node:path';
 import type { Logger } from 'pino';
 import { type CgroupDriver, openCgroups } from '../allocate/cgroup.js';
 import { ShadowVmError } from '../errors.js';
+import { BaseImages } from '../image/base-images.js';
 import { stateTag } from '../network/address.js';
 import { Network, sweepNetwork, tapsPermitted } from '../network/network.js';
 import { findQemu, hostTscKhz, probeKvm, type Qemu } from '../qemu/probe.js';
@@ -29,6 +30,7 @@ export interface HostOptions {
 }
 
 export class Host {
+  readonly bases = new BaseImages();
   private network: Network | null = null;
   private kvm: { usable: boolean; reason: string } | null = null;
   private warnedOfTcg = false;
@@ -60,9 +62,10 @@ export class Host {
     return new Host(options, qemu, hostTscKhz(), tag, cgroups.driver);
   }
 
-  /** Takes away what an earlier run of this manager left on the host. */
-  async sweep(): Promise<string[]> {
-    const left = tapsPermitted().ok ? sweepNetwork(this.tag) : [];
+  /** Takes away what an earlier run of this manager left on the host, but for what is named. */
+  async sweep(keep: { interfaces: string[] }): Promise<string[]> {
+    const left = tapsPermitted().ok ? sweepNetwork(this.tag, new Set(keep.interfaces)) : [];
+    // Those in which processes live are left by themselves.
     return [...left, ...((await this.cgroups?.sweep(''))?.removed ?? [])];
   }
 
@@ -132,6 +135,10 @@ export class Host {
   takeSlot(): number {
     let slot = 0;
     while (this.slots.has(slot)) slot++;
+    return this.reserveSlot(slot);
+  }
+  /** The one that a VM of an earlier manager has. */
+  reserveSlot(slot: number): number {
     this.slots.add(slot);
     return slot;
   }

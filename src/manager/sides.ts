@@ -2,11 +2,11 @@
  * What the QEMUs of a VM have on the host: taps, cgroups, processes. A VM has two sides; on one runs its primary, on the
  * other waits its shadow, and at each promotion they change roles while the names stay.
  */
-import fs from 'node:fs';
 import type { Logger } from 'pino';
+import { startTicks } from '../host/process-stat.js';
 import { tapName } from '../network/address.js';
 import type { Network } from '../network/network.js';
-import type { NetworkAttachment } from '../qemu/argv.js';
+import type { Kernel, NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { Host } from './host.js';
@@ -24,7 +24,7 @@ const PRIMARY_CPU_HEADROOM = 2;
 export interface SideLaunch {
   incoming: boolean;
   accelerator: 'kvm' | 'tcg';
-  kernel: { kernelPath: string; initrdPath: string };
+  kernel: Kernel | null;
   signal: AbortSignal;
   /** The record of the VM has to be written anew: it has one more process. */
   onSpawn: () => void;
@@ -33,7 +33,7 @@ export interface SideLaunch {
 export class VmSides {
   private slot: number | null = null;
   private launches = 0;
-  private readonly processes = new Map<Side, { pid: number; startTicks: number }>();
+  private readonly processes = new Map<Side, { pid: number; startTicks: number; tag: string }>();
   private readonly taps = new Set<string>();
   /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
   private readonly groups = new Map<Side, string>();
@@ -48,6 +48,23 @@ export class VmSides {
     private readonly mac: string,
   ) {
     this.log = host.options.log;
+  }
+
+  /** Takes over what a VM of an earlier manager has on one side. */
+  adopt(record: VmRecord, side: Side): void {
+    if (record.slot !== null) this.slot = this.host.reserveSlot(record.slot);
+    this.launches = Math.max(0, ...record.process.map(({ tag }) => Number(tag.split('_').at(-1)) || 0));
+    const process = record.process.find((each) => each.side === side);
+    if (process === undefined) return;
+    this.processes.set(side, process);
+    this.groups.set(side, process.tag);
+    if (this.network !== null) this.taps.add(this.tap(side));
+  }
+
+  /** What a side has on the host by name: what is to stay when everything else is taken away. */
+  kept(side: Side): { tag: string; interfaces: string[] } {
+    const tag = this.processes.get(side)?.tag ?? '';
+    return { tag, interfaces: this.network === null ? [] : [this.tap(side), this.network.bridge] };
   }
 
   /** Starts a QEMU on one side; nothing of an earlier one may live there any more. */
@@ -71,10 +88,12 @@ export class VmSides {
       tscKhz: host.tscKhz,
       spec,
       accelerator: how.accelerator,
-      ...how.kernel,
+      // Its guest's kernel is in the RAM that it will be given: not to read the files makes it start faster, and smaller.
+      kernel: how.incoming ? null : how.kernel,
       network: this.attachment(side, how.incoming),
       uid,
       incoming: how.incoming,
+      lazy: how.incoming,
       runDir: stateDir.runDir,
       tag,
       consoleLogPath: stateDir.consoleLogPath(spec.name),
@@ -82,7 +101,7 @@ export class VmSides {
       signal: how.signal,
       onSpawn: (pid) => {
         host.cgroups?.addProcess(tag, pid);
-        this.processes.set(side, { pid, startTicks: startTicks(pid) });
+        this.processes.set(side, { pid, startTicks: startTicks(pid) ?? -1, tag });
         how.onSpawn();
       },
     });
@@ -129,10 +148,16 @@ export class VmSides {
     return tapName(this.host.tag, this.slot ?? 0, side);
   }
 
-  /** What a later manager would have to take away. */
-  facts(primarySide: Side): Pick<VmRecord, 'process' | 'taps' | 'cgroups' | 'bridge'> {
+  /** What a later manager has to know to take this VM over, or to take it away. */
+  facts(primarySide: Side): Pick<VmRecord, 'slot' | 'side' | 'process' | 'taps' | 'cgroups' | 'bridge'> {
     return {
-      process: [...this.processes].map(([side, p]) => ({ ...p, role: side === primarySide ? 'primary' : 'shadow' })),
+      slot: this.slot,
+      side: primarySide,
+      process: [...this.processes].map(([side, p]) => ({
+        ...p,
+        side,
+        role: side === primarySide ? 'primary' : 'shadow',
+      })),
       taps: [...this.taps],
       cgroups: [...this.groups.values()],
       bridge: this.network?.bridge ?? null,
@@ -156,7 +181,7 @@ export class VmSides {
         mode: 'tap',
         tap: this.tap(side),
         mac: this.mac,
-        address: this.address as string,
+        address: this.address,
         prefixLength: this.network.subnet.prefixLength,
         gateway: this.network.hostAddress,
       };
@@ -174,10 +199,4 @@ export class VmSides {
       ?.remove(group)
       .catch((error: unknown) => this.log.error({ err: error, vm: this.spec.name }, 'removing a cgroup'));
   }
-}
-
-/** Field 22 of /proc/PID/stat: tells this process from a later one with its number. */
-function startTicks(pid: number): number {
-  const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
-  return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]);
 }

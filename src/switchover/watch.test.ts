@@ -43,7 +43,10 @@ function block(ms: number): void {
 
 const loopTurns = () => new Promise((resolve) => setTimeout(resolve, 5));
 
-function watched(pausedTotalMs: () => number = () => 0, options: { promoted?: boolean; canTakeOver?: boolean } = {}) {
+function watched(
+  pausedTotalMs: () => number = () => 0,
+  options: { promoted?: boolean; canTakeOver?: boolean; hasDied?: boolean } = {},
+) {
   let tellDeath!: (atNs: bigint) => void;
   let endMonitor!: (reason: unknown) => void;
   let answer!: () => void;
@@ -53,6 +56,7 @@ function watched(pausedTotalMs: () => number = () => 0, options: { promoted?: bo
   const primary = {
     pid: process_.pid,
     agent,
+    hasDied: options.hasDied ?? false,
     died: new Promise<bigint>((resolve) => {
       tellDeath = resolve;
     }),
@@ -118,6 +122,13 @@ describe('certain signs', () => {
     vm.endMonitor();
     await loopTurns();
     expect(causes(vm.deaths)).toEqual(['monitor-ended']);
+  });
+
+  test('the monitor’s end, heard before the kernel’s word that is there already, is what the kernel says', async () => {
+    const vm = watched(undefined, { hasDied: true });
+    vm.endMonitor();
+    await loopTurns();
+    expect(causes(vm.deaths)).toEqual(['process-died']);
   });
 
   test.each([

@@ -1,0 +1,18 @@
+/** The second version of QEMU that tests run with, when `npm run setup -- --dev` could unpack it. */
+import { existsSync, readFileSync } from 'node:fs';
+import { CHECKOUT } from '../harness/checkout.js';
+
+const path = `${CHECKOUT}/.cache/qemu10/env.json`;
+
+export const qemu10 = existsSync(path)
+  ? (JSON.parse(readFileSync(path, 'utf8')) as { version: string; environment: Record<string, string> })
+  : null;
+
+/** The variables with which findQemu() finds it, and what puts the old ones back. */
+export function useQemu10(): () => void {
+  const before = { ...process.env };
+  Object.assign(process.env, qemu10?.environment);
+  return () => {
+    process.env = before;
+  };
+}
