@@ -83,6 +83,7 @@ PassStats EpochBuffer::Sync() {
   const Stopwatch stopwatch;
   PassStats stats;
   Abort();
+  noRoom_.reset();
   // Until its RAM is filled, a page that is absent is what it will be filled from, which need not be this image.
   if (control_->page()->lazy != 0 && __atomic_load_n(&control_->page()->filled, __ATOMIC_ACQUIRE) == 0)
     throw Failure{"ERR_NOT_FILLED", "sync", "the primary's RAM is not filled yet"};
@@ -112,6 +113,7 @@ PassStats EpochBuffer::Collect(const ScanOptions& options) {
   ScanResult scan;
   const Stopwatch stopwatch;
   guestRuns_ = !options.urgent;
+  noRoom_.reset();
   if (tracker_)
     scan = CollectWritten(options, &stats);
   else
@@ -119,6 +121,7 @@ PassStats EpochBuffer::Collect(const ScanOptions& options) {
   CollectPending(&stats);
   if (options.urgent && scan.complete) CollectSuspects(&stats);
   ThrowUnlessAlive();
+  if (noRoom_) throw *noRoom_;
   stats.complete = scan.complete;
   stats.stagedPages = captured_.size();
   stopwatch.Stop(&stats);
@@ -141,10 +144,10 @@ void EpochBuffer::CollectPending(PassStats* stats) {
   if (!anyPending_) return;
   for (size_t page = 0; page < pages_; page++) {
     if (!pending_[page]) continue;
-    if (capturedOf_[page] == 0) StageRun(page, page + 1, stats);
     pending_[page] = false;
+    if (capturedOf_[page] == 0) StageRun(page, page + 1, stats);
   }
-  anyPending_ = false;
+  anyPending_ = noRoom_.has_value();
 }
 
 // Pages that a scrub found to differ. Those that were written since are staged by now; the guest stands still, so that
@@ -174,6 +177,10 @@ void EpochBuffer::StageRun(size_t firstPage, size_t endPage, PassStats* stats) {
   for (size_t page = firstPage; page < endPage; page++) {
     // A page that was not filled in yet is reported too, and is what the image holds.
     if (!states_.MayRead(page)) continue;
+    if (noRoom_) {
+      pending_[page] = anyPending_ = true;
+      continue;
+    }
     memcpy(Slot(Stage(page).slot), source_->base + page * kPageBytes, kPageBytes);
     stats->scannedPages++;
     stats->copiedPages++;
@@ -211,6 +218,7 @@ void EpochBuffer::CollectByChecksum(PassStats* stats) {
       StageHashed(page, live, hash);
       stats->copiedPages++;
       SpillWhenFull();
+      if (noRoom_) throw *noRoom_;  // what was looked at is looked at again
     }
   });
 }
@@ -236,30 +244,31 @@ ScrubStats EpochBuffer::Scrub(size_t firstPage, size_t count) {
 
 // ---- Recording ----
 
+// A failure is told at the end of the pass: a tracker's scan that ends in the middle has re-armed pages that it did not
+// report, and after that only a full comparison would do.
 void EpochBuffer::SpillWhenFull() {
   if (!guestRuns_ || slotsUsed_ < slotsWarm_) return;
-  for (Captured& captured : captured_) Record(captured, &spilled_);
+  try {
+    for (Captured& captured : captured_) Record(captured);
+  } catch (const Failure& failure) {
+    Abort();
+    noRoom_ = failure;
+    return;
+  }
   slotsTouched_ = slotsWarm_;
   slotsUsed_ = 0;
 }
 
-// Moves a page from its slot into the image's open record, unless the image has it already.
-void EpochBuffer::Record(Captured& captured, EpochStats* stats) {
+// Moves a page from its slot into the image's open record, which drops it when it is what the image holds.
+void EpochBuffer::Record(Captured& captured) {
   if (captured.slot == kNoSlot) return;
   const uint8_t* content = Slot(captured.slot);
   if (!captured.hashed) captured.hash = image_->HashOf(content);
   captured.hashed = true;
   captured.slot = kNoSlot;
-  if (captured.hash == image_->PageHash(captured.page) && !captured.recorded) {
-    stats->droppedPages++;
-    return;
-  }
   if (!recording_) image_->Begin();
   recording_ = true;
   image_->Add(captured.page, captured.hash, content);
-  captured.recorded = true;
-  stats->changedPages++;
-  if (captured.hash == image_->ZeroHash()) stats->zeroPages++;
 }
 
 EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes,
@@ -268,14 +277,18 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
   if (resident != nullptr && resident->ram->bytes != source_->bytes)
     throw Failure{"ERR_SIZE", "commit", "shadow and primary differ in RAM size"};
   const Stopwatch stopwatch;
-  EpochStats stats = spilled_;
+  EpochStats stats;
   try {
     // The slots' contents stay where they are: the resident part of the shadow is refreshed from them below.
     for (Captured& captured : captured_) {
       const uint32_t slot = captured.slot;
-      Record(captured, &stats);
+      Record(captured);
       captured.slot = slot;
+      captured.changed = captured.hash != image_->PageHash(captured.page);
+      stats.changedPages += captured.changed;
+      stats.zeroPages += captured.changed && captured.hash == image_->ZeroHash();
     }
+    stats.droppedPages = captured_.size() - stats.changedPages;
     if (!recording_) image_->Begin();
     recording_ = true;
     const EpochMeta meta = {image_->LastEpoch() + 1, image_->HeadEpoch(), cut.generation, cut.wallMs, cut.monotonicNs};
@@ -327,7 +340,7 @@ void EpochBuffer::Refresh(const Resident& resident) {
   const PageStates states(resident.control);
   uint8_t page[kPageBytes];
   for (const Captured& captured : captured_) {
-    if (!captured.recorded) continue;
+    if (!captured.changed) continue;
     if (states.Get(captured.page) != SHADOWVM_PAGE_PRESENT && !MayGrow(resident)) continue;
     const uint8_t* content = captured.slot != kNoSlot ? Slot(captured.slot) : page;
     if (captured.hash == image_->ZeroHash())
@@ -346,11 +359,16 @@ void EpochBuffer::FillSome(const Resident& resident) {
     const size_t next = fillOrder_.back();
     fillOrder_.pop_back();
     if (states.Get(next) == SHADOWVM_PAGE_PRESENT) continue;
-    image_->ReadAround(next, scratch_, [&](size_t page, const uint8_t* content) {
-      if (states.Get(page) == SHADOWVM_PAGE_PRESENT) return;
-      Install(resident, page, content);
-      filled++;
-    });
+    try {
+      image_->ReadAround(next, scratch_, [&](size_t page, const uint8_t* content) {
+        if (states.Get(page) == SHADOWVM_PAGE_PRESENT) return;
+        Install(resident, page, content);
+        filled++;
+      });
+    } catch (const Failure& failure) {
+      // No reason to end the epochs: the page stays absent, and is told of when it is needed.
+      if (failure.code != "ERR_IMAGE_CORRUPT") throw;
+    }
   }
   if (fillOrder_.empty()) fillOrder_.shrink_to_fit();
 }
@@ -394,7 +412,6 @@ void EpochBuffer::ResetStaging() {
   for (const Captured& captured : captured_) capturedOf_[captured.page] = 0;
   captured_.clear();
   if (captured_.capacity() > 4 * slotsWarm_) captured_.shrink_to_fit();
-  spilled_ = {};
   slotsTouched_ = std::min(slotsWarm_, std::max(slotsTouched_, slotsUsed_));
   // What a pause took beyond the usual goes back to the host.
   if (slotsUsed_ > slotsWarm_)

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "checksum.h"
@@ -94,7 +95,7 @@ class EpochBuffer {
     uint32_t slot;
     uint64_t hash;  // of the content in the record; in checksum mode and after Sync also of the one in the slot
     bool hashed;
-    bool recorded;  // some content of this page is in the open record, so that it can not just be left out any more
+    bool changed;   // in a commit: not what the image held before
   };
 
   ScanResult CollectWritten(const ScanOptions& options, PassStats* stats);
@@ -107,7 +108,7 @@ class EpochBuffer {
   uint8_t* Slot(size_t slot) const { return staging_ + slot * kPageBytes; }
   uint64_t LastHash(size_t page) const;
   void SpillWhenFull();
-  void Record(Captured& captured, EpochStats* stats);
+  void Record(Captured& captured);
   void Refresh(const Resident& resident);
   void FillSome(const Resident& resident);
   bool MayGrow(const Resident& resident) const;
@@ -125,7 +126,7 @@ class EpochBuffer {
   bool recording_ = false;  // the image has an open record
   bool absentIsZero_ = false;  // in a full comparison of a RAM that is filled: what was never installed is zeros
   bool guestRuns_ = false;  // during this pass: what does not fit may be compressed at once
-  EpochStats spilled_;      // of what this epoch has recorded already
+  std::optional<Failure> noRoom_;  // why this pass could not compress: it ends by that, with its pages pending
 
   std::vector<uint32_t> capturedOf_;  // page → its place in captured_ + 1, 0 when not captured: 0.1 % of the RAM
   std::vector<Captured> captured_;
