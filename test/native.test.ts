@@ -1,57 +1,27 @@
 /** The addon's boundary under attack: what a caller may get wrong, and what a VM may do to it by dying. */
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { readSync, writeSync } from 'node:fs';
+import { writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { NativeImage, ShadowImage } from '../src/native/image.js';
+import type { NativeImage } from '../src/native/image.js';
 import { isNativeFailure, NATIVE_BUILD_DIR } from '../src/native/index.js';
 import { createMemoryFile, EpochSource, GuestRam, ProcessHandle, QemuControl } from '../src/native/memory.js';
 import type { QemuProcess } from '../src/qemu/process.js';
 import { BareQemus, openFiles, until } from './bare-qemu.js';
-import { commit, differences, TestImages } from './test-image.js';
+import { failure, rejection, thrownBy } from './failures.js';
+import { checksumSource, commit, differences, TestImages } from './test-image.js';
 
 const PAGE = 4096;
 const MIB = 1024 * 1024;
 const KILLS = 12;
-
-/** Every failure of the addon carries both. */
-const failure = (code: string | RegExp) => ({
-  code: typeof code === 'string' ? code : expect.stringMatching(code),
-  syscall: expect.stringMatching(/./),
-});
-
-function thrownBy(act: () => unknown): unknown {
-  try {
-    act();
-  } catch (error) {
-    return error;
-  }
-  throw new Error('nothing was thrown');
-}
-
-const rejection = (promise: Promise<unknown>) =>
-  promise.then(
-    () => {
-      throw new Error('it did not reject');
-    },
-    (error: unknown) => error,
-  );
 
 /** Of every type that JavaScript has. */
 const STRANGE: unknown[] = [undefined, null, true, 'x', 1n, Symbol('s'), {}, [], () => {}, new Date(), 1.5, -1];
 
 const images = new TestImages();
 afterAll(() => images.close());
-
-// A control page that no process has: enough to find changes by checksums.
-function checksumSource(ram: GuestRam, image: ShadowImage): EpochSource {
-  const control = new QemuControl(ram.bytes);
-  return new EpochSource({ ram, control, pid: process.pid, tracking: 'checksum', image: image.native });
-}
 
 describe('guest RAM', () => {
   test.each([0, 1, 4095, 4097, -4096, Number.NaN, Number.POSITIVE_INFINITY, 2 ** 60, 2 ** 44 + PAGE, 4096.5, -0])(
@@ -269,232 +239,6 @@ describe('a process by its handle', () => {
       await sleep(50);
       expect(calls).toBe(0);
     }
-  });
-});
-
-describe('epochs of a plain memory', () => {
-  test('take turns', async () => {
-    const ram = new GuestRam('a', 32 * MIB);
-    writeSync(ram.fd, Buffer.alloc(32 * MIB, 7), 0, 32 * MIB, 0);
-    const source = checksumSource(ram, await images.create(32 * MIB));
-    const uses = [
-      () => source.sync(),
-      () => source.follow(),
-      () => source.collect(),
-      () => commit(source),
-      () => source.rewind(1, null),
-      () => source.scrub(0, 1),
-      () => source.abort(),
-    ];
-    const first = source.sync();
-    for (const use of uses) expect(await rejection(use())).toMatchObject(failure('ERR_BUSY'));
-    expect(thrownBy(() => source.close())).toMatchObject(failure('ERR_BUSY'));
-    // Under an operation that goes on, the memory may be closed.
-    ram.close();
-    expect(await first).toMatchObject({ scannedPages: (32 * MIB) / PAGE });
-    source.close();
-    source.close();
-    for (const use of uses) expect(await rejection(use())).toMatchObject(failure('ERR_CLOSED'));
-  });
-
-  test('need a comparison first, and an image of the same size', async () => {
-    const ram = new GuestRam('a', 2 * PAGE);
-    const source = checksumSource(ram, await images.create(2 * PAGE));
-    expect(await rejection(source.collect())).toMatchObject(failure('ERR_NOT_SYNCED'));
-    expect(await rejection(commit(source))).toMatchObject(failure('ERR_NOT_SYNCED'));
-    expect(await rejection(source.scrub(0, 1))).toMatchObject(failure('ERR_NOT_SYNCED'));
-    expect(await rejection(source.rewind(1, null))).toMatchObject(failure('ERR_NO_EPOCH'));
-    await source.abort();
-    for (const pages of [1, 3]) {
-      const other = await images.create(pages * PAGE);
-      expect(thrownBy(() => checksumSource(ram, other))).toMatchObject(failure('ERR_SIZE'));
-      await source.sync();
-      const [resident, control] = [new GuestRam('c', pages * PAGE), new QemuControl(pages * PAGE)];
-      const waiting = { ram: resident, control, share: 1 };
-      expect(await rejection(commit(source, undefined, waiting))).toMatchObject(failure('ERR_SIZE'));
-      for (const each of [resident, control]) each.close();
-    }
-    source.close();
-    ram.close();
-  });
-
-  test('a hole that opens in the primary is zeros in the image', async () => {
-    const ram = new GuestRam('a', 8 * PAGE);
-    writeSync(ram.fd, Buffer.alloc(8 * PAGE, 5), 0, 8 * PAGE, 0);
-    const image = await images.create(8 * PAGE);
-    const source = checksumSource(ram, image);
-    await source.sync();
-    expect(await commit(source)).toMatchObject({ epoch: 1, changedPages: 8, zeroPages: 0 });
-    const path = `/proc/${process.pid}/fd/${ram.fd}`;
-    execFileSync('fallocate', ['--punch-hole', '--offset', `${2 * PAGE}`, '--length', `${3 * PAGE}`, path]);
-    await source.collect();
-    expect(await commit(source)).toMatchObject({ epoch: 2, changedPages: 3, zeroPages: 3, droppedPages: 0 });
-    expect([await differences(ram, image), ram.residentBytes()]).toEqual([0, 5 * PAGE]);
-    await source.rewind(1, null);
-    expect(await differences(ram, image)).toBe(3);
-    // What was given up is found again, by a comparison.
-    expect(await rejection(source.collect())).toMatchObject(failure('ERR_NOT_SYNCED'));
-    await source.sync();
-    expect(await commit(source)).toMatchObject({ epoch: 3, changedPages: 3 });
-    expect(await differences(ram, image)).toBe(0);
-    for (const each of [source, ram]) each.close();
-  });
-
-  test('what the staging area does not hold goes into the record at once, and the last content counts', async () => {
-    const bytes = 16 * MIB;
-    const ram = new GuestRam('a', bytes);
-    const image = await images.create(bytes);
-    const source = checksumSource(ram, image);
-    await source.sync();
-    await commit(source);
-    for (let round = 0; round < 3; round++) {
-      writeSync(ram.fd, randomBytes(bytes / 2), 0, bytes / 2, 0);
-      await source.collect();
-      writeSync(ram.fd, randomBytes(bytes / 4), 0, bytes / 4, (bytes / 8) * round);
-      await source.collect();
-      if (round === 1) await source.abort();
-      // Some of it as it was at the last commit: recorded already, so it has to be recorded again.
-      if (round === 2) writeSync(ram.fd, await image.readPage(7), 0, PAGE, 7 * PAGE);
-      await source.collect({ urgent: true });
-      await commit(source);
-      expect(await differences(ram, image)).toBe(0);
-    }
-    const { indexBytes } = await image.stats();
-    expect(indexBytes).toBeLessThanOrEqual(bytes * 0.005);
-    for (const each of [source, ram]) each.close();
-  });
-
-  test.each([1, 0.25])(
-    'a standby of which %d is to be resident is filled, kept fresh, and taken back',
-    async (share) => {
-      const bytes = 8 * MIB;
-      const pages = bytes / PAGE;
-      const [ram, resident] = [new GuestRam('a', bytes), new GuestRam('b', bytes)];
-      const control = new QemuControl(bytes);
-      control.makeLazy();
-      const waiting = { ram: resident, control, share };
-      const image = await images.create(bytes);
-      const source = checksumSource(ram, image);
-      writeSync(ram.fd, randomBytes(bytes), 0, bytes, 0);
-      await source.sync();
-      for (let epoch = 1; epoch <= 4; epoch++) {
-        writeSync(ram.fd, randomBytes(40 * PAGE), 0, 40 * PAGE, 30 * epoch * PAGE);
-        writeSync(ram.fd, Buffer.alloc(PAGE), 0, PAGE, 9 * PAGE);
-        await source.collect();
-        await commit(source, undefined, waiting);
-        await expectResident();
-      }
-      await source.rewind(2, waiting);
-      await expectResident();
-      for (const each of [source, ram, resident, control]) each.close();
-
-      /** Every resident page is what the image has, and there are as many as there should be. */
-      async function expectResident(): Promise<void> {
-        const states = Buffer.alloc(pages); // behind the control page; native/shim/control.h
-        readSync(control.fd, states, 0, pages, PAGE);
-        const present = [...states].filter((state) => state === 2).length;
-        expect(present).toBeGreaterThanOrEqual(Math.floor(share * pages) - 16);
-        expect(present).toBeLessThanOrEqual(Math.ceil(share * pages) + 16);
-        const page = Buffer.alloc(PAGE);
-        for (let i = 0; i < pages; i += 7) {
-          if (states[i] !== 2) continue;
-          readSync(resident.fd, page, 0, PAGE, i * PAGE);
-          expect(page.equals(await image.readPage(i))).toBe(true);
-        }
-      }
-    },
-  );
-
-  test('do in any order what a plain model does', { timeout: 120_000 }, async () => {
-    const PAGES = 6;
-    const operation = fc.oneof(
-      {
-        weight: 6,
-        arbitrary: fc.record({ op: fc.constant('write' as const), page: fc.nat(PAGES - 1), byte: fc.nat(3) }),
-      },
-      { weight: 4, arbitrary: fc.record({ op: fc.constant('collect' as const) }) },
-      { weight: 4, arbitrary: fc.record({ op: fc.constant('commit' as const) }) },
-      { weight: 2, arbitrary: fc.record({ op: fc.constant('rewind' as const), back: fc.nat(3) }) },
-      { weight: 1, arbitrary: fc.record({ op: fc.constant('abort' as const) }) },
-      { weight: 1, arbitrary: fc.record({ op: fc.constant('sync' as const) }) },
-    );
-    await fc.assert(
-      fc.asyncProperty(fc.array(operation, { maxLength: 40 }), async (operations) => {
-        const ram = new GuestRam('a', PAGES * PAGE);
-        const image = await images.create(PAGES * PAGE);
-        const source = checksumSource(ram, image);
-        // Each page is one byte repeated: 0 stands for zeros and holes alike.
-        const model = { source: new Array<number>(PAGES).fill(0), head: new Array<number>(PAGES).fill(0) };
-        const epochs: { epoch: number; head: number[] }[] = [];
-        let staged = new Map<number, number>();
-        let clean = true; // nothing was written or taken back since the last collect
-        const collected = () =>
-          model.source.forEach((byte, page) => {
-            if (byte !== (staged.get(page) ?? model.head[page])) staged.set(page, byte);
-          });
-        await source.sync();
-        try {
-          for (const step of operations) {
-            switch (step.op) {
-              case 'write':
-                writeSync(ram.fd, Buffer.alloc(PAGE, step.byte), 0, PAGE, step.page * PAGE);
-                model.source[step.page] = step.byte;
-                clean = false;
-                continue;
-              case 'collect':
-                collected();
-                clean = true;
-                expect((await source.collect()).stagedPages).toBe(staged.size);
-                continue;
-              case 'commit': {
-                const before = [...model.head];
-                for (const [page, byte] of staged) model.head[page] = byte;
-                const changed = model.head.filter((byte, page) => byte !== before[page]).length;
-                const result = await commit(source);
-                expect(result).toMatchObject({ changedPages: changed, droppedPages: staged.size - changed });
-                epochs.push({ epoch: result.epoch, head: [...model.head] });
-                staged = new Map();
-                if (clean) expect(await differences(ram, image)).toBe(0);
-                break;
-              }
-              case 'rewind': {
-                const target = epochs.at(-1 - step.back);
-                if (target === undefined) {
-                  expect(await rejection(source.rewind(1_000_000, null))).toMatchObject(failure('ERR_NO_EPOCH'));
-                  await source.abort();
-                  staged = new Map();
-                  clean = false;
-                  break;
-                }
-                await source.rewind(target.epoch, null);
-                epochs.splice(epochs.indexOf(target) + 1);
-                model.head = [...target.head];
-                staged = new Map();
-                await source.sync();
-                collected();
-                clean = true;
-                break;
-              }
-              case 'abort':
-                await source.abort();
-                staged = new Map();
-                clean = false;
-                break;
-              case 'sync':
-                await source.sync();
-                staged = new Map();
-                collected();
-                clean = true;
-            }
-            for (let page = 0; page < PAGES; page++)
-              expect((await image.readPage(page)).equals(Buffer.alloc(PAGE, model.head[page]))).toBe(true);
-          }
-        } finally {
-          for (const each of [source, ram]) each.close();
-        }
-      }),
-      { numRuns: 60 },
-    );
   });
 });
 
