@@ -135,7 +135,9 @@ const NO_ROOM = ['ENOSPC', 'EDQUOT', 'ERR_IMAGE_FULL'];
 
 /** True when an epoch could not be stored for want of room: no failure of the protection, and a retry may go well. */
 export function lacksRoom(error: unknown): boolean {
-  return isNativeFailure(error) && NO_ROOM.includes(error.code);
+  // Of a commit, or of a pass that had more to store than it may keep in memory.
+  const cause = error instanceof ShadowVmError ? error.cause : error;
+  return isNativeFailure(cause) && NO_ROOM.includes(cause.code);
 }
 
 /** True when the source has lost track of what changed: only a new comparison of everything helps. */
