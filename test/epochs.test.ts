@@ -1,17 +1,18 @@
 /** Epochs of a real guest under load, found by both ways of tracking, in a shadow image that no QEMU waits beside. */
 import { readSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import { ShadowVmError } from '../src/errors.js';
 import type { ShadowImage } from '../src/native/image.js';
 import { EpochSource } from '../src/native/memory.js';
-import { cutEpoch, endsProtection, needsResync } from '../src/protect/epoch.js';
+import { cutEpoch, endsProtection, lacksRoom, needsResync } from '../src/protect/epoch.js';
 import { type CommittedEpoch, Protector } from '../src/protect/protector.js';
 import type { QemuProcess } from '../src/qemu/process.js';
 import { readEpoch } from '../src/shadow/epochs.js';
 import { MIB, pacingSchema } from '../src/vm/spec.js';
 import { BareQemus, until } from './bare-qemu.js';
-import { commit, differences, TestImages } from './test-image.js';
+import { commit, differences, residentPages, SmallDisk, TestImages } from './test-image.js';
 
 const RAM_BYTES = 192 * MIB;
 const PACING = pacingSchema.parse({ maxLagMs: 100 });
@@ -165,6 +166,60 @@ describe.each(['write', 'checksum'] as const)('tracking by %s', (tracking) => {
     expect((await compareAfterEpoch()).differences).toBe(0);
   });
 
+  test('what was rewound is in the next one, and the standby goes back as well', async () => {
+    const waiting = await qemus.launch({ spec: { name: 'bare', ramBytes: RAM_BYTES, vcpus: 1 }, lazy: true });
+    const resident = { ram: waiting.ram, control: waiting.control, share: 1 };
+    const epochs: number[] = [];
+    for (let i = 0; i < 4; i++) {
+      await sleep(30);
+      const { deviceState } = await cutEpoch(primary, source);
+      epochs.push((await commit(source, deviceState, resident)).epoch);
+    }
+    const { present } = await residentPages(resident, image);
+    expect(present.length).toBeGreaterThan(1000);
+    const [, to, gone] = epochs as [number, number, number];
+    await source.rewind(to, resident);
+    expect(image.describe()).toMatchObject({ headEpoch: to, lastEpoch: epochs.at(-1) });
+    expect(await residentPages(resident, image)).toEqual({ present, stale: [] });
+    await expect(source.rewind(gone, resident)).rejects.toMatchObject({ code: 'ERR_NO_EPOCH' });
+    // Writes since the epochs that were given up are not all that differs.
+    await expect(source.collect()).rejects.toMatchObject({ code: 'ERR_NOT_SYNCED' });
+    await source.sync();
+    expect((await compareAfterEpoch()).differences).toBe(0);
+    await waiting.dispose();
+  });
+
+  test('a disk that is full in the middle of a pass costs that epoch only', async () => {
+    const disk = new SmallDisk(join(images.folder, `full-${tracking}`), 384 * MIB);
+    const copy = await images.create(RAM_BYTES, join(disk.folder, 'a'));
+    const epochs = sourceOf(primary, copy);
+    try {
+      await epochs.sync();
+      const cut = await cutEpoch(primary, epochs);
+      await commit(epochs, cut.deviceState);
+      disk.fill(256 * 1024);
+      await run('head -c 16777216 /dev/urandom > /dev/shm/new');
+      for (let i = 0; i < 3; i++) {
+        const error: unknown = await cutEpoch(primary, epochs).catch((thrown: unknown) => thrown);
+        expect(error).toMatchObject({ code: 'EPOCH_FAILED', cause: { code: 'ENOSPC' } });
+        expect([lacksRoom(error), needsResync(error), endsProtection(error)]).toEqual([true, false, false]);
+        expect(copy.describe().headEpoch).toBe(1);
+        await expectGuestRuns();
+      }
+      disk.makeRoom();
+      await cutEpoch(primary, epochs, true);
+      expect((await commit(epochs)).changedPages).toBeGreaterThan(4096 * 0.9);
+      expect(await differences(primary.ram, copy)).toBe(0);
+      await primary.qmp.execute('cont');
+      await run('rm /dev/shm/new');
+    } finally {
+      epochs.close();
+      await copy.close();
+      disk.close();
+      await source.sync(); // what the other one heard of, this one has not
+    }
+  });
+
   test.each([
     ['a stop that fails', faultyStop('QMP_ERROR')],
     ['a stop that is late', faultyStop('QMP_TIMEOUT')],
@@ -218,9 +273,9 @@ describe.each(['write', 'checksum'] as const)('tracking by %s', (tracking) => {
       await expectGuestRuns();
     });
 
-    async function protect(of: QemuProcess = primary, from: CommittedEpoch | null = null) {
+    async function protect(of: QemuProcess = primary, from: CommittedEpoch | null = null, folder?: string) {
       const heard = { ready: 0, aborted: [] as unknown[], lost: [] as unknown[] };
-      if (from === null) copy = await images.create(of.ram.bytes);
+      if (from === null) copy = await images.create(of.ram.bytes, folder);
       const protector = new Protector({
         primary: of,
         image: copy,
@@ -339,6 +394,34 @@ describe.each(['write', 'checksum'] as const)('tracking by %s', (tracking) => {
         for (let turns = 0; turns < 50; turns++) await new Promise((resolve) => setImmediate(resolve));
       }
       expect([heard.aborted.length, heard.lost.length]).toEqual([7, 1]);
+    });
+
+    test('without room for an epoch goes on trying for as long as it takes', async () => {
+      const disk = new SmallDisk(join(images.folder, `room-${tracking}`), 384 * MIB);
+      const { protector, heard, epoch } = await protect(primary, null, join(disk.folder, 'a'));
+      try {
+        protector.start();
+        await until('an epoch', () => epoch() >= 1);
+        await protector.hold(60_000);
+        disk.fill(64 * 1024);
+        await protector.hold(0);
+        await run('head -c 16777216 /dev/urandom > /dev/shm/new');
+        // More in a row than of any other failure.
+        await until('aborted epochs', () => heard.aborted.length > 8 || heard.lost.length > 0);
+        for (const error of heard.aborted) expect(lacksRoom(error)).toBe(true);
+        const before = epoch();
+        disk.makeRoom();
+        await until('epochs again', () => epoch() > before + 1);
+        await protector.handOver();
+        expect(await differences(primary.ram, copy)).toBe(0);
+        await primary.qmp.execute('cont');
+        expect(heard.lost).toEqual([]);
+        await run('rm /dev/shm/new');
+      } finally {
+        await protector.close();
+        await copy.close();
+        disk.close();
+      }
     });
 
     test('of a guest that falls silent keeps what it was before: at most two epochs are taken back', async () => {
