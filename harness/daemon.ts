@@ -57,7 +57,7 @@ export class Daemon {
         await daemon.client.health();
         return daemon;
       } catch (error) {
-        if (child.exitCode !== null || performance.now() > until) {
+        if (child.exitCode !== null || child.signalCode !== null || performance.now() > until) {
           // A state that was there before is its owner's.
           await (options.stateDir === undefined ? daemon.stop() : daemon.kill());
           throw new Error(`the daemon did not start: ${words.trim() || String(error)}`);
