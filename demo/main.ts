@@ -9,6 +9,7 @@ import { outPath } from '../harness/checkout.js';
 import { Daemon, nowMs, sleep } from '../harness/daemon.js';
 import { readImage } from '../harness/image.js';
 import { leftovers } from '../harness/leftovers.js';
+import { messageOf } from '../src/errors.js';
 import { MIB } from '../src/vm/spec.js';
 import type { Event, PromotionView, VmView } from '../src/vm/view.js';
 import { NumberedWriter } from './writer.js';
@@ -195,7 +196,7 @@ try {
   console.log(`\nresult: out/demo.json`);
   if (!result.lostWithinLag || left.length > 0) process.exitCode = 1;
 } catch (error) {
-  console.error(`demo: ${error instanceof Error ? error.message : String(error)}`);
+  console.error(`demo: ${messageOf(error)}`);
   console.error(daemon.log().split('\n').slice(-15).join('\n'));
   process.exitCode = 1;
 } finally {

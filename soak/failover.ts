@@ -10,6 +10,7 @@ import { nowMs, sleep } from '../harness/daemon.js';
 import { InProcessManager } from '../harness/in-process.js';
 import { leftovers } from '../harness/leftovers.js';
 import { type Acknowledged, Writer } from '../harness/writer.js';
+import { messageOf } from '../src/errors.js';
 import { POISON_AFTER_MS } from '../src/switchover/rewind.js';
 import { MIB, type VmSpecInput } from '../src/vm/spec.js';
 import type { Event, PromotionView, VmView } from '../src/vm/view.js';
@@ -294,7 +295,7 @@ class FailoverSoak {
   }
 
   private async fail(round: number, plan: RoundPlan | null, error: unknown): Promise<void> {
-    const what = error instanceof Error ? error.message : String(error);
+    const what = messageOf(error);
     const { manager, guest } = this;
     const events = manager.events.list({ limit: FAILURE_EVENTS });
     const name = guest?.name ?? `soak-${this.guests}`;

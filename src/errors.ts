@@ -115,10 +115,15 @@ function describe(d: ErrorDetail): string {
   return `could not ${what}: ${d.reason}${d.remedy === undefined ? '' : `. ${d.remedy}`}`;
 }
 
+/** What anything that was thrown says. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 /** Turns anything that was thrown into a ShadowVmError; unknown failures keep their words under INTERNAL. */
 export function toShadowVmError(error: unknown, attempted = 'do what was asked'): ShadowVmError {
   if (error instanceof ShadowVmError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = messageOf(error);
   return new ShadowVmError('INTERNAL', {
     attempted,
     reason,

@@ -4,6 +4,7 @@
  */
 import fs from 'node:fs';
 import { join } from 'node:path';
+import { messageOf } from '../errors.js';
 import { isRunning, type ProcessIdentity, processesWith } from '../host/process-stat.js';
 import { QemuProcess } from '../qemu/process.js';
 import { faultPoint } from './fault-point.js';
@@ -81,7 +82,7 @@ async function adoptPrimary(
       }
       return { qemu, side };
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error);
+      const why = messageOf(error);
       events.append(
         'warn',
         'vm.not-adopted',

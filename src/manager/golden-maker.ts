@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { monotonicMs } from '../clock.js';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { cpuSeconds } from '../host/process-stat.js';
 import { type GoldenShape, goldenPath } from '../image/golden.js';
 import type { Image } from '../image/store.js';
@@ -98,7 +98,7 @@ export class GoldenMaker {
       throw new ShadowVmError('GOLDEN_FAILED', {
         attempted: 'take a golden snapshot',
         subject: image.name,
-        reason: cause instanceof Error ? cause.message : String(cause),
+        reason: messageOf(cause),
         remedy: 'VMs of this image boot from power-on meanwhile',
         cause,
       });

@@ -1,7 +1,7 @@
 /** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
 import net from 'node:net';
 import type { Duplex } from 'node:stream';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { findImage } from '../image/store.js';
 import { lowestFreeAddress } from '../network/address.js';
 import { noSnapshot } from '../shadow/snapshot.js';
@@ -71,7 +71,7 @@ export class Manager implements ManagerPort {
     this.vms.set(name, vm);
     const start = (giveUp: AbortSignal) => this.origins.snapshot(vm.core, () => {}, giveUp);
     await this.bringUp(vm, start, () => {}, undefined, dead).catch((error: unknown) => {
-      const why = error instanceof Error ? error.message : String(error);
+      const why = messageOf(error);
       events.append('error', 'vm.lost', name, `the VM is dead and its shadow image could not take over: ${why}`, {});
     });
   }

@@ -1,6 +1,6 @@
 /** What a VM starts from: its image's golden snapshot, power-on, a snapshot of its own, an epoch of another VM. */
 import { randomBytes } from 'node:crypto';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { readHotPages } from '../image/hot-pages.js';
 import { findImage, type Image } from '../image/store.js';
 import type { ShadowImage } from '../native/image.js';
@@ -40,8 +40,7 @@ export class Origins {
       return await this.fromBase(core, await core.shadowImage.setBase(path), 'golden', hotPath);
     } catch (error) {
       giveUp.throwIfAborted();
-      const why =
-        error instanceof ShadowVmError ? error.reason : error instanceof Error ? error.message : String(error);
+      const why = error instanceof ShadowVmError ? error.reason : messageOf(error);
       core.event('warn', 'golden.failed', `there is no golden snapshot to start from, the VM boots: ${why}`, {});
       return { origin: 'boot' };
     }

@@ -30,7 +30,7 @@ import { open, readdir, readFile, rename, rm, unlink } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { INITRD_FILE, KERNEL_FILE } from '../image/store.js';
 import { isNativeFailure, loadAddon } from '../native/index.js';
 import type { Kernel } from '../qemu/argv.js';
@@ -414,7 +414,7 @@ function errnoOf(error: unknown): string | undefined {
 /** Gives a failed file operation the code that tells the user what to do. */
 export function fileError(error: unknown, attempted: string, path: string): ShadowVmError {
   if (error instanceof ShadowVmError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = messageOf(error);
   const detail = { attempted, subject: path, reason, cause: error };
   switch (errnoOf(error)) {
     case 'ENOSPC':

@@ -2,6 +2,7 @@
  * A VM's promotions: what the effects of the switchover mean for its QEMUs, taps and epochs. The order of the effects is
  * the machine's (switchover/machine.ts).
  */
+import { messageOf } from '../errors.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Shadow } from '../shadow/shadow.js';
 import type { EffectName } from '../switchover/machine.js';
@@ -218,7 +219,7 @@ export class Takeover {
   }
 
   private effectFailed(effect: EffectName, error: unknown): void {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = messageOf(error);
     this.options.core.event('error', 'promotion.step-failed', `the step "${effect}" of taking over failed: ${reason}`, {
       effect,
     });

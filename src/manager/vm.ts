@@ -1,7 +1,7 @@
 /** One VM, as users see it: how it comes to run, what can be asked of it, how it ends. */
 import { existsSync } from 'node:fs';
 import { monotonicMs } from '../clock.js';
-import { ShadowVmError, toShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError, toShadowVmError } from '../errors.js';
 import { writeHotPages } from '../image/hot-pages.js';
 import { recordBoot } from '../image/store.js';
 import type { Usage } from '../monitor/thresholds.js';
@@ -130,7 +130,7 @@ export class ManagedVm {
       if (image !== null && image === core.shadowImage.opened && image.describe().headEpoch > 0)
         core.wokeFrom = await readEpoch(image, image.describe().headEpoch, core.name);
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error);
+      const why = messageOf(error);
       core.event(
         'error',
         'image.trouble',

@@ -10,7 +10,7 @@
  * tables, however little was written.
  */
 import { monotonicMs } from '../clock.js';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import type { EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
@@ -117,7 +117,7 @@ export async function cutEpoch(
       : new ShadowVmError('EPOCH_FAILED', {
           attempted: 'cut an epoch',
           subject: primary.vm,
-          reason: error instanceof Error ? error.message : String(error),
+          reason: messageOf(error),
           cause: error,
         });
   }

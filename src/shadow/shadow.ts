@@ -8,7 +8,7 @@
  * It can be promoted as soon as its image holds an epoch, whatever its standby is doing at that moment.
  */
 import { monotonicMs } from '../clock.js';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import type { EpochInfo, ImageStats, ShadowImage } from '../native/image.js';
 import { type CommittedEpoch, Protector } from '../protect/protector.js';
 import type { QemuProcess } from '../qemu/process.js';
@@ -239,7 +239,7 @@ export class Shadow {
       events: {
         ready: () =>
           this.becomeReady(`first epoch committed ${Math.round(monotonicMs() - this.createdAtMs)} ms after its start`),
-        aborted: (error) => this.options.onEpochAborted(error instanceof Error ? error.message : String(error)),
+        aborted: (error) => this.options.onEpochAborted(messageOf(error)),
         repaired: (pages) => this.options.onRepaired(pages),
         lost: (error) => this.fail(error),
       },
@@ -287,7 +287,7 @@ export class Shadow {
     // A consequence of the primary's death, and no reason not to take over from what there is.
     if (this.options.primary.hasDied && this.committed !== null) return;
     clearInterval(this.health);
-    const why = error instanceof Error ? error.message : String(error);
+    const why = messageOf(error);
     this.settleReady.reject(error instanceof ShadowVmError ? error : this.notReady(why));
     this.change('failed', why);
     this.options.onFailed(why);

@@ -1,6 +1,6 @@
 /** What a snapshot says of itself, and what can be wrong with one. */
 import { z } from 'zod';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import { vmSpecSchema } from '../vm/spec.js';
 
@@ -64,7 +64,7 @@ const REMEDIES = {
 /** Gives what the image's reader or writer said the code that tells the user what to do. */
 export function imageError(error: unknown, attempted: string, subject: string): ShadowVmError {
   if (error instanceof ShadowVmError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = messageOf(error);
   const code = isNativeFailure(error) ? error.code : '';
   const known = code in REMEDIES ? REMEDIES[code as keyof typeof REMEDIES] : null;
   if (known !== null)

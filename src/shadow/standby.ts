@@ -3,6 +3,7 @@
  * part of the RAM already (`resident`). A standby that is lost costs a promotion some time and nothing else, so it is
  * made anew quietly while the epochs go on.
  */
+import { messageOf } from '../errors.js';
 import type { ResidentRam } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { StandbyLevel } from '../vm/spec.js';
@@ -96,7 +97,7 @@ export class Standby {
       this.options.onWaiting(qemu);
       void qemu.died.then(() => this.died(qemu));
     } catch (error) {
-      this.lost(error instanceof Error ? error.message : String(error));
+      this.lost(messageOf(error));
     }
   }
 

@@ -1,5 +1,6 @@
 /** What a shadow image needs beside its epochs: flushes to the disk, and the folding of epochs that nobody goes back to. */
 import type { Logger } from 'pino';
+import { messageOf } from '../errors.js';
 import type { ImageStats, ShadowImage } from '../native/image.js';
 import { imageBytesMax, type VmSpec } from '../vm/spec.js';
 import { compactionDue } from './compaction.js';
@@ -86,7 +87,7 @@ export class Upkeep {
       this.troubled = false;
     } catch (error) {
       if (this.closed) return;
-      const why = error instanceof Error ? error.message : String(error);
+      const why = messageOf(error);
       this.options.log.warn({ err: error, vm: this.options.spec.name }, `${what} of the shadow image`);
       if (!this.troubled) this.options.onTrouble(`could not ${what} the shadow image: ${why}`);
       this.troubled = true;
