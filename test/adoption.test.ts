@@ -13,7 +13,7 @@ import { type AdoptOptions, type LaunchOptions, QemuProcess } from '../src/qemu/
 import { QmpClient } from '../src/qemu/qmp.js';
 import { MIB } from '../src/vm/spec.js';
 import { BareQemus, isAlive, openFiles, until } from './bare-qemu.js';
-import { qemu10, useQemu10 } from './qemu10.js';
+import { qemuVersions } from './qemu10.js';
 
 const RAM_BYTES = 192 * MIB;
 const UID = 1_900_000_779;
@@ -65,12 +65,7 @@ async function kill(manager: ChildProcess): Promise<void> {
 
 const adoptionOf = ({ runDir, tag }: LaunchOptions, pid: number) => ({ vm: 'bare', pid, runDir, tag });
 
-const versions = [
-  ['installed', () => () => {}],
-  ['10', useQemu10],
-] as const;
-
-describe.each(versions.filter(([name]) => name !== '10' || qemu10 !== null))('QEMU %s', (_version, use) => {
+describe.each(qemuVersions)('QEMU %s', (_version, use) => {
   let leave: () => void;
   beforeAll(async () => {
     leave = use();

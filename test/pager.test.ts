@@ -8,7 +8,7 @@ import { cutEpoch } from '../src/protect/epoch.js';
 import type { QemuProcess } from '../src/qemu/process.js';
 import { MIB } from '../src/vm/spec.js';
 import { BareQemus, until } from './bare-qemu.js';
-import { qemu10, useQemu10 } from './qemu10.js';
+import { qemuVersions } from './qemu10.js';
 import { commit, differences, TestImages } from './test-image.js';
 
 const PAGE = 4096;
@@ -70,12 +70,7 @@ function mapped(qemu: QemuProcess): { present: number; protected: number } {
   return count;
 }
 
-const versions = [
-  ['installed', () => () => {}],
-  ['10', useQemu10],
-] as const;
-
-describe.each(versions.filter(([name]) => name !== '10' || qemu10 !== null))('QEMU %s', (_version, use) => {
+describe.each(qemuVersions)('QEMU %s', (_version, use) => {
   let leave: () => void;
   beforeAll(async () => {
     leave = use();
