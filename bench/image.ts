@@ -1,18 +1,17 @@
 /** What a shadow image costs and gives: memory, CPU, bytes on disk, and how fast a guest wakes up from it. */
-import { closeSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { nowMs, sleep } from '../harness/daemon.js';
 import { InProcessManager } from '../harness/in-process.js';
 import { onInterrupt } from '../harness/interrupt.js';
 import { Writer } from '../harness/writer.js';
 import { cpuSeconds } from '../src/host/process-stat.js';
-import { NO_PAGES } from '../src/image/hot-pages.js';
+import { NO_PAGES } from '../src/manager/hot-pages.js';
 import { ShadowImage } from '../src/native/image.js';
-import { QEMU_FD } from '../src/qemu/argv.js';
 import type { QemuProcess } from '../src/qemu/process.js';
 import { MIB, type VmSpecInput } from '../src/vm/spec.js';
 import { type BenchGuests, firstBeat, LOAD_SETTLE_MS, loadCommand } from './guest.js';
-import { migrateTo, unthrottle } from './migrate.js';
+import { measureRestore } from './migrate.js';
 import { p50, p99, round } from './statistics.js';
 
 export interface ImageCost {
@@ -90,7 +89,7 @@ export async function benchImage(guests: BenchGuests, rounds: number): Promise<I
       coldBootMsP50: p50(boot),
       timesFasterThanBoot: round(p50(boot) / p50(golden)),
       snapshotRestoreMsP50: p50(await measureSnapshotRestore(manager, rounds)),
-      migrateRestoreMsP50: p50(await measureMigrateRestore(guests, Math.min(rounds, SLOW_ROUNDS_MAX))),
+      migrateRestoreMsP50: p50(await measureRestore(guests, RESTORE_RAM_MIB, Math.min(rounds, SLOW_ROUNDS_MAX))),
     };
   } finally {
     forget();
@@ -236,30 +235,6 @@ async function measureSnapshotRestore(manager: InProcessManager, rounds: number)
     times.push(await sinceLaunch(manager));
   }
   await manager.port.removeVm('bench', { force: true });
-  return times;
-}
-
-async function measureMigrateRestore(guests: BenchGuests, rounds: number): Promise<number[]> {
-  const file = join(guests.dir, 'migrate-restore');
-  const source = await guests.bootLoaded(RESTORE_RAM_MIB);
-  await unthrottle(source);
-  await source.qmp.execute('stop');
-  await migrateTo(source, join(guests.dir, 'migrate.sock'), file);
-  await source.dispose();
-  const times: number[] = [];
-  for (let i = 0; i < rounds; i++) {
-    const fd = openSync(file, 'r');
-    const startMs = nowMs();
-    const vm = await guests.launch(RESTORE_RAM_MIB, true, [fd]);
-    closeSync(fd);
-    const loaded = vm.qmp.waitEvent('load the file', (e) => e.data?.status === 'completed', 60_000);
-    await vm.qmp.execute('migrate-incoming', { uri: `fd:${QEMU_FD.more}` });
-    await loaded;
-    await vm.qmp.execute('cont');
-    times.push((await firstBeat(vm)) - startMs);
-    await vm.dispose();
-  }
-  rmSync(file);
   return times;
 }
 

@@ -4,6 +4,7 @@
  */
 import fs from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf } from '../errors.js';
 import { isRunning, type ProcessIdentity, processesWith } from '../host/process-stat.js';
 import { QemuProcess } from '../qemu/process.js';
@@ -126,7 +127,7 @@ async function end(host: Host, processes: (ProcessIdentity & { vm: string | null
     );
   }
   const untilMs = Date.now() + WAIT_FOR_END_MS;
-  while (processes.some(isRunning) && Date.now() < untilMs) await new Promise((resolve) => setTimeout(resolve, 10));
+  while (processes.some(isRunning) && Date.now() < untilMs) await sleep(10);
 }
 
 /** Takes away what no adopted VM needs: taps, cgroups, sockets. */

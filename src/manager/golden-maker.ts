@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { cpuSeconds } from '../host/process-stat.js';
@@ -115,7 +116,7 @@ async function settled(qemu: QemuProcess): Promise<void> {
   const untilMs = monotonicMs() + SETTLE_MS_MAX;
   let before = cpuSeconds(qemu.pid) ?? 0;
   for (let idle = 0; idle < IDLE_LOOKS && monotonicMs() < untilMs; ) {
-    await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS));
+    await sleep(LOOK_EVERY_MS);
     const now = cpuSeconds(qemu.pid) ?? 0;
     idle = now - before < (IDLE_SHARE * LOOK_EVERY_MS) / 1000 ? idle + 1 : 0;
     before = now;

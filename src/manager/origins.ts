@@ -1,7 +1,6 @@
 /** What a VM starts from: its image's golden snapshot, power-on, a snapshot of its own, an epoch of another VM. */
 import { randomBytes } from 'node:crypto';
 import { messageOf, ShadowVmError } from '../errors.js';
-import { readHotPages } from '../image/hot-pages.js';
 import { findImage, type Image } from '../image/store.js';
 import type { ShadowImage } from '../native/image.js';
 import type { GuestIdentity } from '../qemu/agent.js';
@@ -9,6 +8,7 @@ import { readEpoch } from '../shadow/epochs.js';
 import type { OnProgress, VmOrigin } from '../vm/view.js';
 import { GoldenMaker } from './golden-maker.js';
 import type { Host } from './host.js';
+import { readHotPages } from './hot-pages.js';
 import type { WantedEpoch } from './port.js';
 import type { StartFrom } from './primary-start.js';
 import { labelOf } from './snapshots.js';

@@ -1,6 +1,7 @@
 /** One promotion under way: why, from which epoch, and when its steps happened. */
 import type { EpochInfo } from '../native/image.js';
 import type { CommittedEpoch } from '../protect/protector.js';
+import { epochTimes } from '../shadow/epochs.js';
 import type { DeathCause } from '../switchover/detector.js';
 import { isPoisoned, type LastPromotion, rewindTarget } from '../switchover/rewind.js';
 import type { PromotionView } from '../vm/view.js';
@@ -36,24 +37,29 @@ export interface EpochChoice {
   because: string | null;
 }
 
+/** What can be promoted from. */
+export interface EpochsToChoose {
+  /** Of the image. */
+  newest: number;
+  /** The newest one that a heartbeat came after; null when there is none. */
+  newestConfirmed: number | null;
+  /** Oldest first. Called only for a VM that is taken further back: it costs a moment of the outage. */
+  all: () => readonly EpochInfo[];
+}
+
 /**
  * The epoch to promote from. Pure.
- * @param epochs of the image, oldest first; not empty
- * @param newestConfirmed the newest epoch that a heartbeat came after; null when there is none
  * @returns null when a guest that dies of its own state has been tried from every epoch
  */
 export function chooseEpoch(
   run: Pick<PromotionRun, 'cause' | 'killedFromOutside' | 'wanted' | 'decidedAtMs'>,
-  epochs: readonly EpochInfo[],
-  newestConfirmed: number | null,
+  { newest, newestConfirmed, all }: EpochsToChoose,
   last: LastPromotion | null,
 ): EpochChoice | null {
-  const newest = epochs.at(-1)?.epoch ?? 0;
   if (run.wanted !== null)
     return { epoch: run.wanted, rewinds: 0, because: run.wanted === newest ? null : 'it was asked for' };
   if (run.cause !== null && last !== null && isPoisoned(run.cause, run.killedFromOutside, run.decidedAtMs, last)) {
-    const times = epochs.map(({ epoch, cutAtWallMs: cutAtMs }) => ({ epoch, cutAtMs }));
-    const target = rewindTarget(times, last);
+    const target = rewindTarget(epochTimes(all()), last);
     if (target === null) return null;
     const ageMs = last.from.cutAtMs - target.cutAtMs;
     return {

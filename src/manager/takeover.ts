@@ -60,11 +60,11 @@ export class Takeover {
 
   /** A planned switchover, to the newest epoch or to the one that is wanted. @throws PROMOTION_*, SHADOW_NOT_READY */
   async request(wanted: number | null): Promise<PromotionView> {
-    this.wanted = wanted;
-    await this.switchover.request(wanted === null ? 'by hand' : `by hand, to epoch ${wanted}`);
+    this.wish = { wanted, reason: wanted === null ? 'by hand' : `by hand, to epoch ${wanted}` };
+    await this.switchover.request(this.wish.reason);
     return this.last as PromotionView;
   }
-  private wanted: number | null = null;
+  private wish: { wanted: number | null; reason: string } = { wanted: null, reason: 'by hand' };
 
   primaryDied(death: Death, killedFromOutside: boolean): void {
     const { core } = this.options;
@@ -91,9 +91,7 @@ export class Takeover {
 
   private async handOver(): Promise<void> {
     const decidedAtNs = process.hrtime.bigint();
-    const { wanted } = this;
-    const reason = wanted === null ? 'by hand' : `by hand, to epoch ${wanted}`;
-    this.run ??= beginPromotion({ reason, planned: true, cause: null, killedFromOutside: false, wanted, decidedAtNs });
+    this.run ??= beginPromotion({ ...this.wish, planned: true, cause: null, killedFromOutside: false, decidedAtNs });
     await this.shadow().handOver();
   }
 
@@ -111,7 +109,8 @@ export class Takeover {
     await shadow.halt();
     faultPoint('promotion', 2);
     const run = this.run as PromotionRun;
-    const choice = chooseEpoch(run, shadow.epochs(), shadow.newestConfirmed(), this.before);
+    const epochs = { newest: shadow.headEpoch, newestConfirmed: shadow.newestConfirmed(), all: () => shadow.epochs() };
+    const choice = chooseEpoch(run, epochs, this.before);
     if (choice === null) throw new Error('the guest has died from every epoch that there is, the oldest one included');
     run.rewinds = choice.rewinds;
     const newest = shadow.committed;
@@ -183,7 +182,6 @@ export class Takeover {
     const primary = this.next as QemuProcess;
     this.run = null;
     this.next = null;
-    this.wanted = null;
     core.generation = this.switchover.generation;
     core.primary = primary;
     core.side = other(oldSide);
@@ -203,7 +201,7 @@ export class Takeover {
     this.before = { from: { epoch: from.epoch, cutAtMs: from.cutAtMs }, resumedAtMs: Date.now(), rewinds: run.rewinds };
     this.last = promotionView(run, core.name, this.switchover.generation);
     core.event('info', 'promotion.done', promotionWords(this.last), this.last);
-    core.save().catch((error: unknown) => core.logError(error, 'saving the record'));
+    core.saveSoon();
     this.options.onDone(this.last);
   }
 

@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
 import { ShadowImage } from '../native/image.js';
@@ -96,8 +97,7 @@ export async function verifyByStart(core: VmCore, host: Host, progress: OnProgre
 async function beats(qemu: QemuProcess, fromMs: number): Promise<number | null> {
   await awakening(qemu, FIRST_BEAT_MS_MAX);
   const untilMs = monotonicMs() + FIRST_BEAT_MS_MAX;
-  while (qemu.agent.beats < BEATS_MIN && monotonicMs() < untilMs)
-    await new Promise((resolve) => setTimeout(resolve, 10));
+  while (qemu.agent.beats < BEATS_MIN && monotonicMs() < untilMs) await sleep(10);
   const firstNs = qemu.agent.firstBeatAtNs;
   return firstNs === null || qemu.agent.beats < BEATS_MIN ? null : Number(firstNs) / 1e6 - fromMs;
 }

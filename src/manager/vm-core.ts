@@ -1,5 +1,5 @@
 /** What the parts of a VM share: who it is, what it has on the host, which process is its primary. */
-import { mergeHotPages, NO_PAGES } from '../image/hot-pages.js';
+
 import { pinImage } from '../image/store.js';
 import { macAddress } from '../network/address.js';
 import type { CommittedEpoch } from '../protect/protector.js';
@@ -8,6 +8,7 @@ import type { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { SnapshotView, VmOrigin, VmState } from '../vm/view.js';
 import type { Host } from './host.js';
+import { mergeHotPages, NO_PAGES } from './hot-pages.js';
 import { type Side, VmSides } from './sides.js';
 import type { VmRecord } from './state-dir.js';
 import { VmImage } from './vm-image.js';
@@ -90,7 +91,7 @@ export class VmCore {
       kernel: this.kernel,
       signal: this.giveUp.signal,
       // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
-      onSpawn: () => void this.save().catch((error: unknown) => this.logError(error, 'saving the record')),
+      onSpawn: () => this.saveSoon(),
     });
   }
 
@@ -126,6 +127,11 @@ export class VmCore {
 
   save(generation = this.generation): Promise<void> {
     return this.host.options.stateDir.saveVmRecord(this.record(generation));
+  }
+
+  /** Saves it in the background; what keeps it from that is logged, and the next save mends it. */
+  saveSoon(): void {
+    this.save().catch((error: unknown) => this.logError(error, 'saving the record'));
   }
 
   event(

@@ -2,13 +2,12 @@
 import { existsSync } from 'node:fs';
 import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError, toShadowVmError } from '../errors.js';
-import { writeHotPages } from '../image/hot-pages.js';
 import { recordBoot } from '../image/store.js';
 import type { Usage } from '../monitor/thresholds.js';
 import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
 import type { Beat } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
-import { findEpoch, readEpoch } from '../shadow/epochs.js';
+import { epochTimes, findEpoch, readEpoch } from '../shadow/epochs.js';
 import { Shadow } from '../shadow/shadow.js';
 import { epochBefore } from '../switchover/rewind.js';
 import { type Death, FailureWatch } from '../switchover/watch.js';
@@ -16,6 +15,7 @@ import type { StandbyLevel, VmSpec } from '../vm/spec.js';
 import { formatStandby } from '../vm/standby-text.js';
 import type { EpochView, OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
 import type { Host } from './host.js';
+import { writeHotPages } from './hot-pages.js';
 import type { StopOptions, WantedEpoch } from './port.js';
 import { type StartFrom, startPrimary } from './primary-start.js';
 import { Repeated } from './repeated.js';
@@ -94,7 +94,6 @@ export class ManagedVm {
     core.origin = record.origin;
     core.findKernel();
     core.sides.adopt(record, side);
-    vm.running = Promise.resolve();
     return vm;
   }
 
@@ -109,9 +108,8 @@ export class ManagedVm {
         pid: core.primary?.pid,
       },
     );
-    core.save().catch((error: unknown) => core.logError(error, 'saving the record'));
-    this.watchPrimary(true);
-    this.usageTimer = setInterval(() => this.sampleUsage(), USAGE_INTERVAL_MS);
+    core.saveSoon();
+    this.observe(true);
     void this.fillToTheEnd().then(() => {
       if (core.shadowImage.exists()) this.keeper.want('protected before the manager was restarted');
       this.keeper.resume();
@@ -236,14 +234,19 @@ export class ManagedVm {
     const { core } = this;
     core.snapshot = null; // from here on it is only where it came from
     core.state = 'running';
-    core.save().catch((error: unknown) => core.logError(error, 'saving the record'));
+    core.saveSoon();
     core.event('info', 'vm.running', `${how} in ${Math.round(this.startMs ?? 0)} ms`, {
       bootMs: this.startMs,
       origin: core.origin,
     });
-    this.watchPrimary(core.origin !== 'boot');
-    this.usageTimer = setInterval(() => this.sampleUsage(), USAGE_INTERVAL_MS);
+    this.observe(core.origin !== 'boot');
     this.keeper.resume();
+  }
+
+  /** Its failures and its usage are looked for from now on. */
+  private observe(promoted: boolean): void {
+    this.watchPrimary(promoted);
+    this.usageTimer = setInterval(() => this.sampleUsage(), USAGE_INTERVAL_MS);
   }
 
   // ---- What users ask for ----
@@ -272,11 +275,12 @@ export class ManagedVm {
       await primary.exited;
       clearTimeout(timer);
     }
-    if (!snapshot) await core.shadowImage.remove(); // or a later start would find it
     if (snapshot) {
       progress({ message: 'the snapshot is compacted' });
       await core.shadowImage.settle();
       core.snapshot = await snapshotOf(core.shadowImage.opened, core.name);
+    } else {
+      await core.shadowImage.remove(); // or a later start would find it
     }
     await this.end('stopped', how === 'suspend' ? 'suspended as asked for' : 'shut down as asked for');
   }
@@ -347,8 +351,7 @@ export class ManagedVm {
   findEpoch(wanted: WantedEpoch, epochs = this.core.shadowImage.opened?.epochs() ?? []): number {
     if ('epoch' in wanted) return findEpoch(epochs, wanted.epoch, this.spec.name).epoch;
     const { beforeMs } = wanted;
-    const times = epochs.map(({ epoch, cutAtWallMs: cutAtMs }) => ({ epoch, cutAtMs }));
-    const found = epochBefore(times, beforeMs);
+    const found = epochBefore(epochTimes(epochs), beforeMs);
     if (found !== null) return found.epoch;
     throw new ShadowVmError('EPOCH_NOT_FOUND', {
       attempted: 'go back to an epoch',

@@ -2,6 +2,7 @@
 import { ShadowVmError } from '../errors.js';
 import type { EpochInfo, ShadowImage } from '../native/image.js';
 import type { CommittedEpoch } from '../protect/protector.js';
+import type { EpochTime } from '../switchover/rewind.js';
 
 /** What a promotion from this epoch starts from. @throws EPOCH_NOT_FOUND */
 export async function readEpoch(image: ShadowImage, epoch: number, vm: string): Promise<CommittedEpoch> {
@@ -19,6 +20,11 @@ function sinceThisBoot(cutAtMonotonicNs: bigint, cutAtWallMs: number): bigint {
   const ageMs = Date.now() - cutAtWallMs;
   const agree = Math.abs(Number(nowNs - cutAtMonotonicNs) / 1e6 - ageMs) < CLOCKS_APART_MS_MAX;
   return agree ? cutAtMonotonicNs : nowNs - BigInt(Math.round(Math.max(0, ageMs) * 1e6));
+}
+
+/** What rewinds choose by. */
+export function epochTimes(epochs: readonly EpochInfo[]): EpochTime[] {
+  return epochs.map(({ epoch, cutAtWallMs: cutAtMs }) => ({ epoch, cutAtMs }));
 }
 
 /** @throws EPOCH_NOT_FOUND that tells which there are */

@@ -113,7 +113,12 @@ export class Shadow {
     await this.protector?.halt();
   }
 
-  /** The epochs that a promotion can start from, oldest first. */
+  /** The newest epoch of the image; 0 when there is none. */
+  get headEpoch(): number {
+    return this.image?.describe().headEpoch ?? 0;
+  }
+
+  /** The epochs that a promotion can start from, oldest first: all of the image's are looked at, some µs each. */
   epochs(): EpochInfo[] {
     return this.image?.epochs() ?? [];
   }

@@ -5,7 +5,7 @@
  * al., ASPLOS 2021).
  */
 import { readFile } from 'node:fs/promises';
-import { writeFileAtomic } from '../manager/state-dir.js';
+import { writeFileAtomic } from './state-dir.js';
 
 export const NO_PAGES: Uint32Array = new Uint32Array();
 /** 6 MiB at the most, a few milliseconds of filling. */
