@@ -4,7 +4,7 @@
  */
 import { Recent } from './recent.js';
 import { RobustAr } from './robust-ar.js';
-import { Scaled } from './scaled.js';
+import { aboveNoise, Scaled } from './scaled.js';
 import { SeasonProfile } from './season-profile.js';
 import { Smoothed, SortedWindow } from './window.js';
 
@@ -22,8 +22,8 @@ const SEASONAL: readonly (readonly [number, number])[] = [
 const RESIDUAL_LAGS = [0, 1, 2, 11, 12, 23];
 const RESIDUALS_KEPT = 24;
 const DAY_RATE = 1 / 288;
-const SPREAD_SHARE_MIN = 0.002;
-const SPREAD_MIN = 1e-3;
+/** Keeps the logarithm of a spread's share of the level finite. */
+const LEVEL_MIN = 1e-3;
 const FEATURE_CLIP = 50;
 /** Seasons whose values at one place are compared. */
 const SEASONS = 7;
@@ -56,7 +56,7 @@ export class Shared {
 
   /** Size of the usual movements; never 0. */
   get spread(): number {
-    return Math.max(this.distance.value + this.step.value, SPREAD_MIN + SPREAD_SHARE_MIN * Math.abs(this.level));
+    return aboveNoise(this.distance.value + this.step.value, this.level);
   }
 
   /** 0–1: how much nearer what is usual at this place comes than the level does. */
@@ -114,7 +114,7 @@ export class Shared {
       near(median(ahead.slice(0, 3))),
       near(median(now)),
       (median(ahead) - median(now)) / spread,
-      Math.log(spread / (Math.abs(level) + SPREAD_MIN)),
+      Math.log(spread / (Math.abs(level) + LEVEL_MIN)),
       level / spread,
       this.stepShort.value / spread,
       this.seasonError.value / spread,

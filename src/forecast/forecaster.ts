@@ -2,6 +2,7 @@
  * Forecasts one series, sample by sample, from 1 sample to {@link HORIZON_MAX} ahead, with upper bounds. From the first
  * sample on: what similar VMs did is in the trees, what this VM does is in the fitted experts and the weights.
  */
+import { isUsage } from '../monitor/usage-value.js';
 import { Bounds } from './bounds.js';
 import { Experts, Shared } from './experts.js';
 import { HORIZONS } from './horizons.js';
@@ -10,8 +11,6 @@ import { HORIZON_MAX } from './scaled.js';
 import { TRAINED } from './trained.js';
 import { Trees } from './trees.js';
 
-/** Larger than any usage: such a sample is a broken counter, and so is a negative one. */
-const ABSURD = 1e15;
 /** Weights before any error was seen: trees, half-corrected trees, base, fitted experts and profiles, last, seasonal. */
 const PRIOR_TREES = 4;
 const PRIOR_OTHER = 0.3;
@@ -36,7 +35,7 @@ export class Forecaster {
 
   /** Takes the next sample. What can not be a usage (NaN, negative, absurd) counts as one that did not come. */
   observe(value: number): void {
-    const usable = value >= 0 && value <= ABSURD;
+    const usable = isUsage(value);
     if (!usable && this.samples === 0) return;
     // A gap is filled with what was expected, from which nothing is learnt that was not known.
     const filled = usable ? value : this.forecast(1);

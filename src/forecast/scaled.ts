@@ -15,6 +15,11 @@ const DAY_SHARE = 1 / 288;
 const SPREAD_SHARE_MIN = 0.002;
 const SPREAD_MIN = 1e-3;
 
+/** A spread that is no less than the noise of measuring at this level. */
+export function aboveNoise(spread: number, level: number): number {
+  return Math.max(spread, SPREAD_MIN + SPREAD_SHARE_MIN * Math.abs(level));
+}
+
 export class Scaled {
   private readonly values: Recent;
   private readonly levels = new Recent(HORIZON_MAX + 1);
@@ -35,7 +40,7 @@ export class Scaled {
     this.spread += DAY_SHARE * (Math.abs(value - this.level) - this.spread);
     this.values.push(value);
     this.levels.push(this.level);
-    this.spreads.push(Math.max(this.spread, SPREAD_MIN + SPREAD_SHARE_MIN * Math.abs(this.level)));
+    this.spreads.push(aboveNoise(this.spread, this.level));
   }
 
   /** The sample `age` before the newest; NaN where none is kept. */

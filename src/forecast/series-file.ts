@@ -1,14 +1,13 @@
 /** Reads one usage trace out of a CSV file, with a remark for each line that is not taken as it stands. */
 import { readFile } from 'node:fs/promises';
 import { ShadowVmError } from '../errors.js';
+import { isUsage } from '../monitor/usage-value.js';
 
 /** Names under which traces keep their time: seconds, or a date that JavaScript reads. */
 const TIME_COLUMNS = ['t_seconds', 'timestamp', 'time', 'datetime', 'date', 't', 'ts'];
 const REMARKS_MAX = 20;
 /** A longer gap is a clock that was set: what is known of the series is not older for it than two weeks of samples. */
 const GAP_SAMPLES_MAX = 4032;
-/** More than any usage in any unit: such a number is a broken counter. */
-export const ABSURD = 1e15;
 
 export interface Row {
   /** As the file has it; NaN where it has no usable number. */
@@ -116,7 +115,7 @@ function readValue(
   const value = Number(cell);
   if (Number.isNaN(value))
     throw refuse(line, `${JSON.stringify(cell)} is not a number`, 'Leave the cell empty for a gap');
-  if (value < 0 || value > ABSURD) {
+  if (!isUsage(value)) {
     remark(line, `${cell} can not be a usage: taken as a gap`);
     return Number.NaN;
   }

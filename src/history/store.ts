@@ -8,6 +8,7 @@
  */
 import Database from 'libsql';
 import { ShadowVmError } from '../errors.js';
+import { isUsage } from '../monitor/usage-value.js';
 
 export const METRICS = [
   'cpu',
@@ -47,8 +48,6 @@ export const TIERS: readonly Tier[] = [
 /** "SVMH": other programs' databases do not have it. */
 const APPLICATION_ID = 0x53564d48;
 const FORMAT = 1;
-/** No counter of a host reaches it. */
-const ABSURD = 1e15;
 const PRUNE_EVERY_ROWS = 1000;
 
 /** One bucket being filled: per metric the sum, the maximum and the count. */
@@ -109,7 +108,7 @@ export class HistoryStore {
   append(vm: string, atS: number, usage: UsageSample): void {
     const values = METRICS.map((metric) => {
       const value = usage[metric] ?? Number.NaN;
-      return value >= 0 && value <= ABSURD ? value : Number.NaN;
+      return isUsage(value) ? value : Number.NaN;
     });
     const buckets = this.open.get(vm) ?? TIERS.map(() => null);
     this.open.set(vm, buckets);
