@@ -11,6 +11,7 @@ export const ERROR_STATUS = {
   IMAGE_NOT_FOUND: 404,
   SNAPSHOT_NOT_FOUND: 404,
   EPOCH_NOT_FOUND: 404,
+  DISK_NOT_FOUND: 404,
   NOT_FOUND: 404,
   // The request clashes with the state things are in.
   VM_EXISTS: 409,
@@ -22,6 +23,7 @@ export const ERROR_STATUS = {
   // Somebody took back what was asked for before it was done.
   CANCELLED: 409,
   IMAGE_IN_USE: 409,
+  DISK_IN_USE: 409,
   STATE_LOCKED: 409,
   NETWORK_CONFLICT: 409,
   QUEUE_FULL: 429,

@@ -1,8 +1,18 @@
 /** `shadowvm vm …` */
+import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
+import { parseDisk } from '../vm/disk-text.js';
 import { formatBytesExact } from '../vm/quantity-text.js';
-import { type Durability, type StandbyLevel, type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
+import {
+  type DiskCache,
+  type DiskSpec,
+  type Durability,
+  type StandbyLevel,
+  type Trigger,
+  VCPUS_MAX,
+  type VmSpecInput,
+} from '../vm/spec.js';
 import { parseStandby } from '../vm/standby-text.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
 import type { OnProgress, VmView } from '../vm/view.js';
@@ -19,6 +29,8 @@ interface RunOptions {
   vcpus?: number;
   network?: VmSpecInput['network'];
   publish?: parse.PublishedPort[];
+  disk?: DiskSpec[];
+  cache?: DiskCache;
   accelerator?: VmSpecInput['accelerator'];
   tracking?: VmSpecInput['tracking'];
   shadow?: 'manual' | 'always';
@@ -243,6 +255,7 @@ function addRun(vm: Command): void {
       examples: [
         'vm run web',
         'vm run db --ram 1G --vcpus 2 --shadow always --max-lag 200ms',
+        'vm run store --disk data=8G --disk base=/srv/debian.img,ro --shadow always',
         "vm run api --shadow-when 'cpu>60%/5s' --shadow-when 'network>10MB/s/3s'",
       ],
     },
@@ -265,6 +278,18 @@ function addRun(vm: Command): void {
           new Option('--publish <host:guest>', 'a port on this host; user network only; repeatable').argParser(
             parse.collect(parse.publishedPort),
           ),
+        )
+        .addOption(
+          new Option('--disk <name=what>', 'SIZE, PATH (copied) or PATH,ro (used as it is); repeatable').argParser(
+            parse.collect(parseDisk),
+          ),
+        )
+        .addOption(
+          new Option('--cache <mode>', 'of its disks, see docs/disks.md; default: writeback').choices([
+            'writeback',
+            'none',
+            'unsafe',
+          ]),
         )
         .addOption(new Option('--accelerator <which>', 'default: auto').choices(['auto', 'kvm', 'tcg']))
         .addOption(
@@ -364,6 +389,8 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
     vcpus,
     network,
     publish,
+    disks: options.disk?.map((disk) => ({ ...disk, path: disk.path === null ? null : resolve(disk.path) })),
+    diskCache: options.cache,
     accelerator,
     tracking,
     ramBytes: options.ram,
@@ -415,6 +442,7 @@ function vmDetails(vm: VmView): string {
     ['failure', vm.failure],
     ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, ${CAME_UP[vm.origin]} in ${show.ms(vm.bootMs)}`],
     ['address', `${vm.address ?? show.NONE} (${network})`],
+    ['disks', spec.disks.map(diskWords).join(', ') || null],
     ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
     ['process', vm.pid === null ? null : `${vm.pid} on ${vm.accelerator}`],
     [
@@ -432,6 +460,10 @@ function vmDetails(vm: VmView): string {
     ],
     ['created', show.time(vm.createdAt)],
   ]);
+}
+
+function diskWords({ name, sizeBytes, path, readOnly }: DiskSpec): string {
+  return readOnly ? `${name} (${path}, read-only)` : `${name} (${formatBytesExact(sizeBytes ?? 0)})`;
 }
 
 function snapshotWords({ name, snapshot }: VmView): string | null {

@@ -1,6 +1,7 @@
 /** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
 import net from 'node:net';
 import type { Duplex } from 'node:stream';
+import { resolveDisks } from '../disk/source-file.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { findImage } from '../image/store.js';
 import { lowestFreeAddress } from '../network/address.js';
@@ -87,7 +88,8 @@ export class Manager implements ManagerPort {
   async runVm(input: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView> {
     const attempted = 'run the VM';
     this.requireOpen(attempted);
-    const spec = parseSpec(input, attempted);
+    const parsed = parseSpec(input, attempted);
+    const spec = { ...parsed, disks: resolveDisks(parsed.disks) };
     this.requireUnpublished(spec, attempted);
     await requireFreePorts(spec, attempted);
     const image = await findImage(this.host.options.imagesDir, spec.image);

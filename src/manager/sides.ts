@@ -6,7 +6,7 @@ import type { Logger } from 'pino';
 import { startTicks } from '../host/process-stat.js';
 import { tapName } from '../network/address.js';
 import type { Network } from '../network/network.js';
-import type { Kernel, NetworkAttachment } from '../qemu/argv.js';
+import type { DiskAttachment, Kernel, NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { Host } from './host.js';
@@ -25,6 +25,7 @@ export interface SideLaunch {
   incoming: boolean;
   accelerator: 'kvm' | 'tcg';
   kernel: Kernel | null;
+  disks: readonly DiskAttachment[];
   signal: AbortSignal;
   /** The record of the VM has to be written anew: it has one more process. */
   onSpawn: () => void;
@@ -91,6 +92,7 @@ export class VmSides {
       // Its guest's kernel is in the RAM that it will be given: not to read the files makes it start faster, and smaller.
       kernel: how.incoming ? null : how.kernel,
       network: this.attachment(side, how.incoming),
+      disks: how.disks,
       uid,
       incoming: how.incoming,
       lazy: how.incoming,

@@ -147,13 +147,21 @@ export class Takeover {
     this.next = qemu;
     // Again: one that was just coming up when they were raised has been given those of a standby since.
     core.sides.limit(other(core.side), 'primary');
-    await loadFromImage(qemu, image, from.deviceState, core.hotPages, (page, why) => core.corruptPage(qemu, page, why));
+    const onCorrupt = (page: number, why: string) => core.corruptPage(qemu, page, why);
+    await Promise.all([
+      loadFromImage(qemu, image, from.deviceState, core.hotPages, onCorrupt),
+      this.shadow().completeDisks(),
+    ]);
     faultPoint('promotion', 5);
   }
 
   private async resume(): Promise<void> {
-    await letRun(this.next as QemuProcess);
-    (this.run as PromotionRun).resumedAtNs = process.hrtime.bigint();
+    const { disks, shadowImage } = this.options.core;
+    const run = this.run as PromotionRun;
+    const image = shadowImage.opened;
+    const marks = image === null || run.from === null ? [] : disks.marks(image, run.from.epoch);
+    await letRun(this.next as QemuProcess, marks);
+    run.resumedAtNs = process.hrtime.bigint();
     faultPoint('promotion', 6);
   }
 
@@ -185,6 +193,7 @@ export class Takeover {
     core.generation = this.switchover.generation;
     core.primary = primary;
     core.side = other(oldSide);
+    core.disks.exchange();
     core.wokeFrom = run.from;
     core.followed = true;
     core.state = 'running';

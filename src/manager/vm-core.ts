@@ -5,8 +5,10 @@ import { macAddress } from '../network/address.js';
 import type { CommittedEpoch } from '../protect/protector.js';
 import type { Kernel } from '../qemu/argv.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { ShadowOptions } from '../shadow/shadow.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { SnapshotView, VmOrigin, VmState } from '../vm/view.js';
+import { detach, VmDisks } from './disks.js';
 import type { Host } from './host.js';
 import { mergeHotPages, NO_PAGES } from './hot-pages.js';
 import { type Side, VmSides } from './sides.js';
@@ -36,6 +38,7 @@ export class VmCore {
   hotPages: Uint32Array = NO_PAGES;
   readonly sides: VmSides;
   readonly shadowImage: VmImage;
+  readonly disks: VmDisks;
   readonly mac: string;
   readonly createdAt: string;
   /** Aborted with the error that a start is to throw. */
@@ -56,6 +59,7 @@ export class VmCore {
     this.mac = macAddress(`${host.tag} ${spec.name}`);
     this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec.network), address, this.mac);
     this.shadowImage = new VmImage(host, spec);
+    this.disks = new VmDisks(host.options.stateDir.vmDir(spec.name), spec);
   }
 
   get name(): string {
@@ -84,15 +88,35 @@ export class VmCore {
     this.kernel = kernel === null ? null : await pinImage(kernel, stateDir.vmDir(this.name));
   }
 
-  launch(side: Side, incoming: boolean): Promise<QemuProcess> {
-    return this.sides.launch(side, {
+  async launch(side: Side, incoming: boolean): Promise<QemuProcess> {
+    const disks = this.disks.attach(this.primary === null ? 'disk' : 'twin');
+    const launched = this.sides.launch(side, {
       incoming,
+      disks,
       accelerator: this.accelerator ?? 'tcg',
       kernel: this.kernel,
       signal: this.giveUp.signal,
       // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
       onSpawn: () => this.saveSoon(),
     });
+    return launched.finally(() => detach(disks));
+  }
+
+  /** What a shadow needs of the disks. */
+  protectedDisks(): ShadowOptions['disks'] {
+    const { disks } = this;
+    return {
+      places: disks.places,
+      openTwins: () => disks.openTwins(),
+      fill: (image) => disks.fill(image, 'twin'),
+      onTwinTrouble: (why) =>
+        this.event(
+          'warn',
+          'disk.twin-trouble',
+          `the shadow's disks are behind, a promotion would take longer: ${why}`,
+          {},
+        ),
+    };
   }
 
   /** Learns from an awakening that is over what the next one will need. */

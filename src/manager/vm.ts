@@ -94,6 +94,7 @@ export class ManagedVm {
     core.origin = record.origin;
     core.findKernel();
     core.sides.adopt(record, side);
+    core.disks.adopt(primary.pid);
     return vm;
   }
 
@@ -196,6 +197,7 @@ export class ManagedVm {
         publish: spec.publish,
         onCorrupt: (page, why) => core.corruptPage(core.primary as QemuProcess, page, why),
         hotPages: core.hotPages,
+        marks: (image) => core.disks.marks(image, image.describe().headEpoch),
         consoleLogPath: host.options.stateDir.consoleLogPath(spec.name),
         accelerator: core.accelerator,
         progress,
@@ -512,6 +514,7 @@ export class ManagedVm {
           });
         return core.shadowImage.open();
       },
+      disks: core.protectedDisks(),
       launch: async () => {
         await core.otherSideFree;
         return core.launch(other(core.side), true);
