@@ -110,7 +110,9 @@ export class DiskEpochs {
 
   /** While the guest stands: the disks that were written begin to send. Nothing is sent when none was. @throws QMP_* */
   async cut(counts: WriteCounts): Promise<DiskCut | null> {
-    const written = this.disks.filter(({ mark, writes, name }) => mark === null || writes !== countOf(counts, name));
+    const written = this.disks.filter(
+      ({ mark, writes, name }) => mark === null || writes === null || writes !== countOf(counts, name),
+    );
     if (written.length === 0) return null;
     if (this.broken !== null) throw this.failed(this.broken);
     const image = this.describe();

@@ -5,7 +5,17 @@
  *     vms/<name>/disks/<disk>.disk    the primary's
  *     vms/<name>/disks/<disk>.twin    the shadow's
  */
-import { closeSync, constants, fstatSync, ftruncateSync, mkdirSync, openSync, readlinkSync, renameSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readlinkSync,
+  renameSync,
+  statfsSync,
+} from 'node:fs';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { markName } from '../disk/dirty-marks.js';
@@ -113,6 +123,12 @@ export class VmDisks {
   /** Before a guest runs from an epoch: what it writes is marked from the first write on. */
   marks(image: ShadowImage, epoch: number): BlockAction[] {
     return markActions(this.places, markName({ imageId: image.describe().id, epoch }));
+  }
+
+  /** Where they are. */
+  freeBytes(): number {
+    const { bavail, bsize } = statfsSync(this.vmDir);
+    return bavail * bsize;
   }
 
   private get folder(): string {

@@ -1,5 +1,6 @@
 /** What the parts of a VM share: who it is, what it has on the host, which process is its primary. */
 
+import { DiskStall } from '../disk/disk-stall.js';
 import { pinImage } from '../image/store.js';
 import { macAddress } from '../network/address.js';
 import type { CommittedEpoch } from '../protect/protector.js';
@@ -101,6 +102,33 @@ export class VmCore {
     });
     return launched.finally(() => detach(disks));
   }
+
+  /** From now on the primary's guest is let go again when a write to a disk has stopped it. */
+  watchDisks(): void {
+    this.stall?.close();
+    if (this.disks.places.length === 0) return;
+    this.stall = new DiskStall({
+      primary: this.primary as QemuProcess,
+      freeBytes: () => this.disks.freeBytes(),
+      onStopped: ({ disk, reason, full }) =>
+        this.event(
+          'error',
+          full ? 'disk.full' : 'disk.failed',
+          full
+            ? `the host has no room for the disk ${disk}: the guest stands still until there is some`
+            : `a write to the disk ${disk} failed: the guest stands still and it is tried again: ${reason}`,
+          { disk },
+        ),
+      onResumed: (stoppedMs) =>
+        this.event('info', 'disk.resumed', `the guest runs again after ${Math.round(stoppedMs)} ms`, { stoppedMs }),
+    });
+  }
+
+  /** How long the primary's guest has stood still because of its disks. */
+  stalledMs(): number {
+    return this.stall?.totalMs() ?? 0;
+  }
+  private stall: DiskStall | null = null;
 
   /** What a shadow needs of the disks. */
   protectedDisks(): ShadowOptions['disks'] {

@@ -449,6 +449,7 @@ export class ManagedVm {
 
   private watchPrimary(promoted: boolean): void {
     const { core, keeper, takeover } = this;
+    core.watchDisks();
     this.watch = new FailureWatch({
       primary: core.primary as QemuProcess,
       promoted,
@@ -457,7 +458,7 @@ export class ManagedVm {
         takeover.switchover.canTakeOver && (cause !== 'guest-hung' || keeper.shadow?.newestConfirmed() !== null),
       onHang: (evidence) =>
         core.event('error', 'failure.no-shadow', `it hangs, and no shadow could take over: ${evidence}`, {}),
-      pausedTotalMs: () => keeper.shadow?.pausedTotalMs() ?? 0,
+      pausedTotalMs: () => (keeper.shadow?.pausedTotalMs() ?? 0) + core.stalledMs(),
       onDeath: (death) => this.primaryDied(death),
       onShutdown: (how) => void this.guestEnded(how),
       onSuspicion: (silentMs) =>
