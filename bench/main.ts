@@ -1,11 +1,12 @@
 /**
- * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead]
+ * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead,image,disk]
  * Results go to out/bench.json; SPECIFICATION.md says which of them are promises.
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
+import { benchDisk, type DiskResult } from './disk.js';
 import { BenchGuests } from './guest.js';
 import { benchImage, type ImageResult } from './image.js';
 import { benchOverhead, type OverheadResult } from './overhead.js';
@@ -22,10 +23,11 @@ export interface BenchResults {
   scan: Record<string, ScanResult>;
   overhead: OverheadResult | null;
   image: ImageResult | null;
+  disk: DiskResult | null;
 }
 
 const RAM_MIB = [256, 1024];
-const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image'] as const;
+const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'disk'] as const;
 const HANG_ROUNDS = 5;
 const OVERHEAD_ROUNDS_MAX = 10;
 
@@ -57,7 +59,15 @@ function progress(what: string): void {
 }
 
 async function run(rounds: number, only: string[]): Promise<BenchResults> {
-  const results: BenchResults = { pause: {}, switchover: {}, detect: {}, scan: {}, overhead: null, image: null };
+  const results: BenchResults = {
+    pause: {},
+    switchover: {},
+    detect: {},
+    scan: {},
+    overhead: null,
+    image: null,
+    disk: null,
+  };
   const guests = await BenchGuests.open();
   try {
     for (const ramMiB of RAM_MIB) {
@@ -83,6 +93,10 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     if (only.includes('image')) {
       progress('image');
       results.image = await benchImage(guests, rounds);
+    }
+    if (only.includes('disk')) {
+      progress('disk');
+      results.disk = await benchDisk(Math.min(rounds, OVERHEAD_ROUNDS_MAX));
     }
     return results;
   } finally {

@@ -18,8 +18,8 @@ constexpr size_t kStagingPagesMin = 128;
 constexpr uint32_t kNoSlot = UINT32_MAX;
 // 16 MiB with each epoch: a commit stays short while a standby fills.
 constexpr size_t kFillPagesPerCommit = 4096;
-// 8 MiB of an epoch's disk pages are kept until it is committed: its record is out of the page cache by then.
-constexpr size_t kKeptDiskPagesMax = 2048;
+// 32 MiB of an epoch's disk pages are kept until it is committed: its record is out of the page cache by then.
+constexpr size_t kKeptDiskPagesMax = 8192;
 constexpr uint32_t kNotKept = UINT32_MAX;
 
 static int64_t ClockNs(clockid_t clock) {

@@ -95,7 +95,12 @@ describe.each(qemuVersions)('QEMU %s', (_name, use) => {
       await vm.cut(false); // as a manager leaves it that is killed: the job goes on, or fails
       vm.epochs.close();
       await sleep(300);
-      vm.epochs = await DiskEpochs.attach(vm.primary, vm.places, () => vm.image.describe());
+      vm.epochs = await DiskEpochs.attach(
+        vm.primary,
+        vm.places,
+        () => vm.image.describe(),
+        () => openSync(vm.path('disk'), 'r+'),
+      );
       const { diskPages } = await vm.commit(await vm.cut(true));
       expect(diskPages).toBeLessThan(DISK_BYTES / 4096 / 2);
       expect(readFileSync(vm.path('twin')).equals(readFileSync(vm.path('disk')))).toBe(true);
@@ -160,7 +165,12 @@ class Protected {
       ramBytes: RAM_BYTES,
       disks: [diskSpecSchema.parse({ name: 'data', sizeBytes: DISK_BYTES })],
     });
-    const epochs = await DiskEpochs.attach(primary, places, () => image.describe());
+    const epochs = await DiskEpochs.attach(
+      primary,
+      places,
+      () => image.describe(),
+      () => openSync(join(folder, 'disk'), 'r+'),
+    );
     const vm = new Protected(primary, image, source, epochs, folder, places);
     await vm.commit(await vm.cut(false));
     while ((await source.advanceTwins(vm.disks([]), 1000)) > 0);

@@ -9,7 +9,10 @@
  * sends what is overwritten. Should we die then, QEMU stops the guest (`werror=stop`) and the shim lets it go on.
  */
 import { randomBytes } from 'node:crypto';
+import { closeSync, fdatasync as fdatasyncCallback } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { DiskReceiver } from '../native/disk.js';
 import type { ImageDescription } from '../native/image.js';
@@ -19,9 +22,12 @@ import type { BlockAction, QmpEvent } from '../qemu/qmp.js';
 import { isMark, markName, usableMarks } from './dirty-marks.js';
 import type { DiskPlace } from './place.js';
 
+const fdatasync = promisify(fdatasyncCallback);
 /** A backup job copies no less at once; finer marks would only cost more. */
 const GRANULARITY_BYTES = 65536;
 const JOB_END_TIMEOUT_MS = 5000;
+const FLUSHES_MAX = 3;
+const QUICK_FLUSH_MS = 4;
 const JOB_LOOK_EVERY_MS = 20;
 const TRANSACTION_TIMEOUT_MS = 2000;
 
@@ -32,6 +38,8 @@ interface Disk extends DiskPlace {
   node: string;
   target: string;
   receiver: DiskReceiver;
+  /** The primary's file. */
+  fd: number;
   /** Marks what was written since the last committed epoch; null: everything counts as written. */
   mark: string | null;
   /** At the last committed epoch; null: it counts as written. */
@@ -67,6 +75,7 @@ export class DiskEpochs {
     primary: QemuProcess,
     places: readonly DiskPlace[],
     describe: () => ImageDescription,
+    openPrimary: (name: string) => number,
   ): Promise<DiskEpochs> {
     const disks: Disk[] = [];
     await endJobs(primary, places);
@@ -87,16 +96,31 @@ export class DiskEpochs {
           await primary.qmp.execute('blockdev-del', { 'node-name': target });
         const socketName = `shadowvm-disk-${randomBytes(12).toString('hex')}`;
         const receiver = new DiskReceiver({ ...place, socketName, pid: primary.pid });
-        disks.push({ ...place, node, target, receiver, mark, writes: null });
+        disks.push({ ...place, node, target, receiver, mark, writes: null, fd: openPrimary(place.name) });
         const server = { type: 'unix', path: socketName, abstract: true, tight: true } as const;
         await primary.qmp.execute('blockdev-add', { driver: 'nbd', 'node-name': target, server, export: place.name });
       }
     } catch (error) {
-      for (const { receiver } of disks) receiver.close();
+      release(disks);
       throw error;
     }
     return new DiskEpochs(primary, describe, disks);
   }
+
+  /**
+   * Before the guest stands. QEMU flushes its disks whenever it stops a guest, and what the guest has written without
+   * asking for that would be written in the pause. Twice where the first took so long that much was written meanwhile.
+   */
+  async flush(): Promise<void> {
+    if (!this.busy) return;
+    for (let pass = 0; pass < FLUSHES_MAX; pass++) {
+      const startedMs = monotonicMs();
+      await Promise.all(this.disks.map(({ fd }) => fdatasync(fd)));
+      if (monotonicMs() - startedMs < QUICK_FLUSH_MS) return;
+    }
+  }
+  /** A disk was written in the last epoch. */
+  private busy = false;
 
   /** Pipelines behind a `stop`: what was under way then is done when it is answered. */
   async countWrites(): Promise<WriteCounts> {
@@ -113,7 +137,8 @@ export class DiskEpochs {
     const written = this.disks.filter(
       ({ mark, writes, name }) => mark === null || writes === null || writes !== countOf(counts, name),
     );
-    if (written.length === 0) return null;
+    this.busy = written.length > 0;
+    if (!this.busy) return null;
     if (this.broken !== null) throw this.failed(this.broken);
     const image = this.describe();
     const next = markName({ imageId: image.id, epoch: image.lastEpoch + 1 });
@@ -161,7 +186,7 @@ export class DiskEpochs {
 
   /** Ends what is received. QEMU goes on to mark what is written. Idempotent. */
   close(): void {
-    for (const { receiver } of this.disks) receiver.close();
+    release(this.disks.splice(0));
   }
 
   /** Tells a disk's receiver of its job's end. */
@@ -199,6 +224,13 @@ export class DiskEpochs {
   private failed(reason: string): ShadowVmError {
     const attempted = 'keep track of what is written to the disks';
     return new ShadowVmError('EPOCH_FAILED', { attempted, subject: this.primary.vm, reason });
+  }
+}
+
+function release(disks: readonly Disk[]): void {
+  for (const { receiver, fd } of disks) {
+    receiver.close();
+    closeSync(fd);
   }
 }
 

@@ -10,14 +10,16 @@ export interface DiskProtectionOptions {
   primary: QemuProcess;
   image: ShadowImage;
   places: readonly DiskPlace[];
+  /** Opens the primary's file of a disk. */
+  openPrimary: (name: string) => number;
   /** Opens the files that the shadow is to have as its disks; nobody else uses them any more. */
   openTwins: () => DiskTwin[];
   /** A file of the shadow can not be written; told once, and again when it could be in between. */
   onTwinTrouble: (why: string) => void;
 }
 
-/** 16 MiB: a slice takes some ms, so that no epoch waits long for one. */
-const SLICE_PAGES = 4096;
+/** 64 MiB: a slice takes some ten ms, for which the next epoch waits; a GiB is compared within seconds. */
+const SLICE_PAGES = 16_384;
 const RETRY_MS = 5000;
 
 export class DiskProtection {
@@ -31,9 +33,9 @@ export class DiskProtection {
 
   /** Once, before the first epoch. @throws QMP_*, native failures */
   async attach(): Promise<void> {
-    const { primary, places, image } = this.options;
+    const { primary, places, image, openPrimary } = this.options;
     if (places.length === 0) return;
-    this.epochs = await DiskEpochs.attach(primary, places, () => image.describe());
+    this.epochs = await DiskEpochs.attach(primary, places, () => image.describe(), openPrimary);
   }
 
   /** For a commit that takes the blocks of these disks, or a rewind. */
@@ -65,7 +67,7 @@ export class DiskProtection {
   async complete(source: EpochSource): Promise<void> {
     if (this.options.places.length === 0) return;
     this.open();
-    while ((await source.advanceTwins(this.of([]), 64 * SLICE_PAGES)) > 0);
+    while ((await source.advanceTwins(this.of([]), 16 * SLICE_PAGES)) > 0);
   }
 
   close(): void {

@@ -12,7 +12,9 @@ import {
   ftruncateSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readlinkSync,
+  realpathSync,
   renameSync,
   statfsSync,
 } from 'node:fs';
@@ -26,7 +28,7 @@ import { messageOf, ShadowVmError } from '../errors.js';
 import { runTool } from '../image/host-tool.js';
 import { DiskTwin, exchangeFiles } from '../native/disk.js';
 import type { ShadowImage } from '../native/image.js';
-import { type DiskAttachment, QEMU_FD } from '../qemu/argv.js';
+import type { DiskAttachment } from '../qemu/argv.js';
 import type { BlockAction } from '../qemu/qmp.js';
 import type { DiskSpec, VmSpec } from '../vm/spec.js';
 import type { OnProgress } from '../vm/view.js';
@@ -98,6 +100,11 @@ export class VmDisks {
     });
   }
 
+  /** The primary's file of a disk. The descriptor is the caller's. */
+  openPrimary(name: string): number {
+    return this.open(name, 'disk');
+  }
+
   /** The twins are the primary's from now on. */
   exchange(): void {
     for (const { name } of this.places) {
@@ -115,9 +122,11 @@ export class VmDisks {
 
   /** A manager that was killed in a promotion may not have got to the names: what the primary has open is the primary's. */
   adopt(pid: number): void {
-    const at = this.spec.disks.findIndex(({ readOnly }) => !readOnly);
-    if (at < 0) return;
-    if (readlinkSync(`/proc/${pid}/fd/${QEMU_FD.more + at}`).endsWith('.twin')) this.exchange();
+    const [first] = this.places;
+    if (first === undefined) return;
+    const twin = realpathSync(this.folder) + `/${first.name}.twin`;
+    const open = readdirSync(`/proc/${pid}/fd`).some((fd) => linkOf(`/proc/${pid}/fd/${fd}`) === twin);
+    if (open) this.exchange();
   }
 
   /** Before a guest runs from an epoch: what it writes is marked from the first write on. */
@@ -151,6 +160,14 @@ export class VmDisks {
     } catch (error) {
       throw fileError(error, 'open the disk', path);
     }
+  }
+}
+
+function linkOf(path: string): string | null {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return null; // closed since
   }
 }
 

@@ -135,6 +135,7 @@ export class VmCore {
     const { disks } = this;
     return {
       places: disks.places,
+      openPrimary: (name) => disks.openPrimary(name),
       openTwins: () => disks.openTwins(),
       fill: (image) => disks.fill(image, 'twin'),
       onTwinTrouble: (why) =>

@@ -115,6 +115,7 @@ export async function cutEpoch(
     return complete ? cut : null;
   };
   try {
+    await diskEpochs?.flush();
     let cut = quiet && !keepStopped ? await pause(SURPRISE_PAGES_MAX) : null;
     if (cut === null) {
       await preCopy();
