@@ -147,7 +147,7 @@ export class Takeover {
     this.next = qemu;
     // Again: one that was just coming up when they were raised has been given those of a standby since.
     core.sides.limit(other(core.side), 'primary');
-    await loadFromImage(qemu, image, from.deviceState, core.hotPages, (page, why) => core.corruptPage(qemu, page, why));
+    await loadFromImage(qemu, image, from.deviceState, core.hotPath, (page, why) => core.corruptPage(qemu, page, why));
     faultPoint('promotion', 5);
   }
 
@@ -193,7 +193,7 @@ export class Takeover {
     core.otherSideFree = (async () => {
       await oldShadow.dispose();
       await awakening(primary, AWAKENING_MS);
-      core.noteAwakening(primary);
+      core.noteAwakening(primary, null);
       await old?.dispose();
       await core.sides.retire(oldSide);
     })().catch((error: unknown) => core.logError(error, 'after the promotion'));
