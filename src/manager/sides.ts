@@ -5,7 +5,7 @@
 import fs from 'node:fs';
 import type { Logger } from 'pino';
 import { tapName } from '../network/address.js';
-import type { Network } from '../network/network.js';
+import type { GuestAddresses, Network } from '../network/network.js';
 import type { NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
@@ -38,16 +38,18 @@ export class VmSides {
   /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
   private readonly groups = new Map<Side, string>();
   private readonly log: Logger;
+  /** Where it is on the tap network; null in the other modes. */
+  readonly guest: GuestAddresses | null;
 
   constructor(
     private readonly host: Host,
     private readonly spec: VmSpec,
     readonly network: Network | null,
-    /** Of the VM on the tap network; null in the other modes. */
-    private readonly address: string | null,
+    address: string | null,
     private readonly mac: string,
   ) {
     this.log = host.options.log;
+    this.guest = network === null || address === null ? null : { mac, address, address6: network.address6Of(address) };
   }
 
   /** Starts a QEMU on one side; nothing of an earlier one may live there any more. */
@@ -104,7 +106,7 @@ export class VmSides {
 
   /** Lets a side's traffic flow; no effect without taps. @throws NETWORK_FAILED */
   connect(side: Side): void {
-    this.network?.connectTap(this.tap(side), { mac: this.mac, address: this.address as string });
+    if (this.guest !== null) this.network?.connectTap(this.tap(side), this.guest);
   }
 
   /** After this nothing that the side's QEMU sends gets anywhere, until a QEMU attaches to its tap anew. */
@@ -151,14 +153,23 @@ export class VmSides {
   }
 
   private attachment(side: Side, incoming: boolean): NetworkAttachment {
-    if (this.network !== null)
+    const { guest, network } = this;
+    if (network !== null && guest !== null)
       return {
         mode: 'tap',
         tap: this.tap(side),
         mac: this.mac,
-        address: this.address as string,
-        prefixLength: this.network.subnet.prefixLength,
-        gateway: this.network.hostAddress,
+        address: guest.address,
+        prefixLength: network.subnet.prefixLength,
+        gateway: network.hostAddress,
+        ipv6:
+          guest.address6 === null || network.subnet6 === null || network.hostAddress6 === null
+            ? null
+            : {
+                address: guest.address6,
+                prefixLength: network.subnet6.prefixLength,
+                gateway: network.hostAddress6,
+              },
       };
     if (this.spec.network === 'none') return { mode: 'none' };
     // Two processes can not listen on one port: the shadow publishes when it has become the primary.

@@ -14,7 +14,15 @@ export const HEARTBEAT_PORT = 'org.shadowvm.heartbeat';
 
 export type NetworkAttachment =
   | { mode: 'none' }
-  | { mode: 'tap'; tap: string; mac: string; address: string; prefixLength: number; gateway: string }
+  | {
+      mode: 'tap';
+      tap: string;
+      mac: string;
+      address: string;
+      prefixLength: number;
+      gateway: string;
+      ipv6: { address: string; prefixLength: number; gateway: string } | null;
+    }
   | { mode: 'user'; mac: string; publish: VmSpec['publish'] };
 
 export interface QemuShape {
@@ -94,6 +102,10 @@ function kernelArguments(shape: QemuShape): string {
   const { network } = shape;
   if (network.mode === 'tap')
     words.push(`shadowvm.ip=${network.address}/${network.prefixLength}`, `shadowvm.gw=${network.gateway}`);
+  if (network.mode === 'tap' && network.ipv6 !== null) {
+    const { address, prefixLength, gateway } = network.ipv6;
+    words.push(`shadowvm.ip6=${address}/${prefixLength}`, `shadowvm.gw6=${gateway}`);
+  }
   if (network.mode === 'user') words.push('shadowvm.ip=10.0.2.15/24', 'shadowvm.gw=10.0.2.2');
   return words.join(' ');
 }
