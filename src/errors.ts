@@ -9,6 +9,7 @@ export const ERROR_STATUS = {
   VM_NOT_FOUND: 404,
   SHADOW_NOT_FOUND: 404,
   IMAGE_NOT_FOUND: 404,
+  NETWORK_NOT_FOUND: 404,
   NOT_FOUND: 404,
   // The request clashes with the state things are in.
   VM_EXISTS: 409,
@@ -22,6 +23,8 @@ export const ERROR_STATUS = {
   IMAGE_IN_USE: 409,
   STATE_LOCKED: 409,
   NETWORK_CONFLICT: 409,
+  NETWORK_EXISTS: 409,
+  NETWORK_IN_USE: 409,
   QUEUE_FULL: 429,
   // The host can not do it.
   NOT_ROOT: 500,

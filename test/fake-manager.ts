@@ -5,6 +5,7 @@
 import { Duplex } from 'node:stream';
 import { ShadowVmError } from '../src/errors.js';
 import type { LogPart, LogText, ManagerPort } from '../src/manager/port.js';
+import type { NetworkSpecInput, NetworkView } from '../src/vm/network.js';
 import { type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
 import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../src/vm/view.js';
 
@@ -19,6 +20,7 @@ export function vmView(name: string, more: Partial<VmView> = {}): VmView {
     accelerator: 'tcg',
     pid: 4711,
     address: '10.77.0.2',
+    address6: null,
     mac: '52:54:00:00:00:02',
     tap: 'svt0',
     networkMode: 'tap',
@@ -54,8 +56,24 @@ export function shadowView(vm: string, more: Partial<ShadowView> = {}): ShadowVi
   };
 }
 
+function networkView(name: string, more: Partial<NetworkView> = {}): NetworkView {
+  return {
+    name,
+    subnet: '10.77.0.0/24',
+    subnet6: null,
+    nat: false,
+    bridge: 'shadowvm0',
+    hostAddress: '10.77.0.1',
+    hostAddress6: null,
+    up: true,
+    vms: [],
+    ...more,
+  };
+}
+
 export class FakeManager implements ManagerPort {
   readonly vms = new Map<string, VmView>();
+  readonly networks = new Map([['default', networkView('default')]]);
   readonly events: Event[] = [];
   readonly calls: string[] = [];
   /** What the logs of all VMs have got since they booted. */
@@ -220,6 +238,27 @@ export class FakeManager implements ManagerPort {
   }
   async removeShadow(name: string): Promise<void> {
     this.#find(name).shadow = null;
+  }
+  listNetworks(): NetworkView[] {
+    return [...this.networks.values()];
+  }
+  showNetwork(name: string): NetworkView {
+    const network = this.networks.get(name);
+    if (network !== undefined) return network;
+    throw new ShadowVmError('NETWORK_NOT_FOUND', {
+      attempted: 'find the network',
+      subject: name,
+      reason: 'there is no network of this name',
+    });
+  }
+  async createNetwork(input: NetworkSpecInput): Promise<NetworkView> {
+    this.calls.push(`create ${JSON.stringify(input)}`);
+    this.networks.set(input.name, networkView(input.name, { subnet: input.subnet, nat: input.nat === true }));
+    return this.showNetwork(input.name);
+  }
+  async removeNetwork(name: string): Promise<void> {
+    this.showNetwork(name);
+    this.networks.delete(name);
   }
   listEvents(filter: { since?: number; limit?: number; vm?: string }): Event[] {
     const found = this.events.filter(

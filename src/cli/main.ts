@@ -4,6 +4,7 @@ import { addDaemonVerb } from './daemon.js';
 import { addDoctorVerb } from './doctor.js';
 import { addEventsVerb } from './events.js';
 import { addImageVerbs } from './image.js';
+import { addNetworkVerbs } from './network.js';
 import { VERSION } from './package.js';
 import { usageError } from './parse.js';
 import { addGlobalOptions, exitWhenReaderLeaves, printError } from './session.js';
@@ -36,6 +37,7 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addDaemonVerb(program);
   addVmVerbs(program);
   addShadowVerbs(program);
+  addNetworkVerbs(program);
   addEventsVerb(program);
   addImageVerbs(program);
   addDoctorVerb(program);

@@ -1,7 +1,7 @@
 /** `shadowvm vm …` */
 import { type Command, Option } from 'commander';
 import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
-import { formatBytesExact } from '../vm/quantity-text.js';
+import { formatBitsPerSecond, formatBytesExact } from '../vm/quantity-text.js';
 import { type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
 import type { VmView } from '../vm/view.js';
@@ -17,6 +17,8 @@ interface RunOptions {
   ram?: number;
   vcpus?: number;
   network?: VmSpecInput['network'];
+  net?: string;
+  bandwidth?: number;
   publish?: parse.PublishedPort[];
   accelerator?: VmSpecInput['accelerator'];
   tracking?: VmSpecInput['tracking'];
@@ -184,6 +186,7 @@ function addRun(vm: Command): void {
       examples: [
         'vm run web',
         'vm run db --ram 1G --vcpus 2 --shadow always --max-lag 200ms',
+        'vm run cache --net backend --publish 6379:6379 --bandwidth 100M',
         "vm run api --shadow-when 'cpu>60%/5s' --shadow-when 'network>10MB/s/3s'",
       ],
     },
@@ -203,8 +206,16 @@ function addRun(vm: Command): void {
           ]),
         )
         .addOption(
-          new Option('--publish <host:guest>', 'a port on this host; user network only; repeatable').argParser(
+          new Option('--net <name>', 'the network that its tap is on; default: default').argParser(parse.networkName),
+        )
+        .addOption(
+          new Option('--publish <host:guest>', 'a port of this host that leads to it; repeatable').argParser(
             parse.collect(parse.publishedPort),
+          ),
+        )
+        .addOption(
+          new Option('--bandwidth <rate>', 'bits per second in each direction; default: no limit').argParser(
+            parse.bandwidth,
           ),
         )
         .addOption(new Option('--accelerator <which>', 'default: auto').choices(['auto', 'kvm', 'tcg']))
@@ -255,7 +266,7 @@ function addRun(vm: Command): void {
 }
 
 function specOf(name: string, options: RunOptions): VmSpecInput {
-  const { image, vcpus, network, publish, accelerator, tracking } = options;
+  const { image, vcpus, network, net, publish, accelerator, tracking } = options;
   const pacing = {
     ...(options.maxLag === undefined ? {} : { maxLagMs: options.maxLag }),
     ...(options.maxPaused === undefined ? {} : { maxPausedShare: options.maxPaused }),
@@ -266,10 +277,12 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
     image,
     vcpus,
     network,
+    net,
     publish,
     accelerator,
     tracking,
     ramBytes: options.ram,
+    bandwidthBitsPerSecond: options.bandwidth,
     pacing,
     ...(options.shadow === undefined ? {} : { shadow: { kind: options.shadow } }),
     ...(options.shadowWhen === undefined ? {} : { shadow: { kind: 'when', triggers: options.shadowWhen } }),
@@ -304,13 +317,16 @@ function vmTable(vms: VmView[]): string {
 /** What somebody who was woken up asks, in that order: how is it, would it survive, how close is the shadow, what is it. */
 function vmDetails(vm: VmView): string {
   const { guest, usage, spec } = vm;
-  const network = [vm.networkMode, vm.tap, vm.mac].filter((part) => part !== null).join(' ');
+  const on = vm.networkMode === 'tap' ? `network ${spec.net}` : vm.networkMode;
+  const network = [on, vm.tap, vm.mac].filter((part) => part !== null).join(' ');
+  const { bandwidthBitsPerSecond: bandwidth } = spec;
   return show.details([
     ['name', vm.name],
     ['state', `${vm.state}, generation ${vm.generation}`],
     ['failure', vm.failure],
     ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, booted in ${show.ms(vm.bootMs)}`],
-    ['address', `${vm.address ?? show.NONE} (${network})`],
+    ['address', `${[vm.address ?? show.NONE, vm.address6].filter((each) => each !== null).join(', ')} (${network})`],
+    ['bandwidth', bandwidth === null ? null : `${formatBitsPerSecond(bandwidth)}bit/s in each direction`],
     ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
     ['process', vm.pid === null ? null : `${vm.pid} on ${vm.accelerator}`],
     [

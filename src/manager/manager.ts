@@ -1,11 +1,13 @@
 /** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
 import fs from 'node:fs';
-import net from 'node:net';
 import type { Duplex } from 'node:stream';
+import type { z } from 'zod';
 import { ShadowVmError } from '../errors.js';
 import { findImage } from '../image/store.js';
 import { lowestFreeAddress } from '../network/address.js';
-import type { VmSpec, VmSpecInput } from '../vm/spec.js';
+import { PortHold } from '../network/ports.js';
+import { type NetworkSpecInput, type NetworkView, networkSpecSchema } from '../vm/network.js';
+import type { VmSpecInput } from '../vm/spec.js';
 import { vmSpecSchema } from '../vm/spec.js';
 import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../vm/view.js';
 import { ConsoleStream } from './console.js';
@@ -30,7 +32,12 @@ export class Manager implements ManagerPort {
   private readonly vms = new Map<string, ManagedVm>();
   private closing: Promise<void> | null = null;
 
-  constructor(private readonly host: Host) {}
+  constructor(private readonly host: Host) {
+    host.networks.vmsOn = (network) =>
+      [...this.vms.values()]
+        .filter((vm) => !vm.ended && vm.address !== null && vm.spec.net === network)
+        .map((vm) => vm.spec.name);
+  }
 
   /**
    * VMs of a manager that was killed: their processes end, what they left is taken away, they are listed as failed.
@@ -76,16 +83,15 @@ export class Manager implements ManagerPort {
   async runVm(input: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView> {
     const attempted = 'run the VM';
     this.requireOpen(attempted);
-    const spec = parseSpec(input, attempted);
-    const network = this.host.tapNetwork(spec.network);
-    if (network !== null && spec.publish.length > 0)
-      throw new ShadowVmError('INVALID_ARGUMENT', {
-        attempted,
-        subject: spec.name,
-        reason: 'ports are published in user-mode networking only; on a tap the guest has an address of its own',
-        remedy: 'Use --network user with --publish, or reach the guest by its address',
-      });
-    await requireFreePorts(spec, attempted);
+    const spec = parseSpec(vmSpecSchema, input, attempted);
+    // Told before anything is made; a second time below, as it may be gone by then.
+    const onTap = this.host.tapNetwork(spec) !== null;
+    const hold = await PortHold.take(
+      spec.publish.map((port) => port.hostPort),
+      onTap ? '0.0.0.0' : '127.0.0.1',
+      spec.name,
+    );
+    await hold.release();
     const image = await findImage(this.host.options.imagesDir, spec.image);
     // Nothing waits from here to the entry in the map: of two runs with one name, one is refused, and a manager that
     // closes finds every VM in it.
@@ -104,6 +110,7 @@ export class Manager implements ManagerPort {
         subject: spec.name,
         reason: `the manager has ${VMS_MAX} VMs`,
       });
+    const network = this.host.tapNetwork(spec);
     const addresses = new Set([...this.vms.values()].map((vm) => vm.address).filter((a) => a !== null));
     const address = network === null ? null : lowestFreeAddress(network.subnet, addresses);
     const vm = new ManagedVm(this.host, spec, image, address);
@@ -200,6 +207,24 @@ export class Manager implements ManagerPort {
     return this.get(name, 'remove the shadow').removeShadow();
   }
 
+  listNetworks(): NetworkView[] {
+    return this.host.networks.list();
+  }
+
+  showNetwork(name: string): NetworkView {
+    return this.host.networks.show(name);
+  }
+
+  async createNetwork(input: NetworkSpecInput): Promise<NetworkView> {
+    this.requireOpen('create the network');
+    return this.host.networks.create(parseSpec(networkSpecSchema, input, 'create the network'));
+  }
+
+  async removeNetwork(name: string): Promise<void> {
+    this.requireOpen('remove the network');
+    await this.host.networks.remove(name);
+  }
+
   listEvents(filter: { since?: number; limit?: number; vm?: string }): Event[] {
     return this.host.options.events.list(filter);
   }
@@ -252,8 +277,8 @@ export class Manager implements ManagerPort {
   }
 }
 
-function parseSpec(input: VmSpecInput, attempted: string): VmSpec {
-  const parsed = vmSpecSchema.safeParse(input);
+function parseSpec<T>(schema: z.ZodType<T>, input: unknown, attempted: string): T {
+  const parsed = schema.safeParse(input);
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
   throw new ShadowVmError('INVALID_ARGUMENT', {
@@ -261,28 +286,6 @@ function parseSpec(input: VmSpecInput, attempted: string): VmSpec {
     subject: issue?.path.join('.') || 'specification',
     reason: issue?.message ?? 'it is not a specification',
   });
-}
-
-/** Told before anything is made; QEMU's own refusal would come after its start. @throws INVALID_ARGUMENT */
-async function requireFreePorts(spec: VmSpec, attempted: string): Promise<void> {
-  for (const { hostPort } of spec.publish) {
-    const server = net.createServer();
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', (cause) =>
-        reject(
-          new ShadowVmError('INVALID_ARGUMENT', {
-            attempted,
-            subject: spec.name,
-            reason: `port ${hostPort} of the host can not be used: ${cause.message}`,
-            remedy: 'Publish another port',
-            cause,
-          }),
-        ),
-      );
-      server.listen(hostPort, '127.0.0.1', resolve);
-    });
-    await new Promise((resolve) => server.close(resolve));
-  }
 }
 
 interface RecordedProcess {

@@ -63,6 +63,8 @@ export class VmSides {
       this.network.prepareTap(this.tap(side), uid ?? 0);
       this.taps.add(this.tap(side));
     }
+    if (this.network !== null && this.guest !== null)
+      await host.networks.admit({ spec, network: this.network, addresses: this.guest, tap: this.tap(side) });
     await this.removeGroup(side);
     host.cgroups?.create(tag);
     this.groups.set(side, tag);
@@ -144,8 +146,13 @@ export class VmSides {
   /** Gives everything back; the processes have ended. Idempotent. */
   async release(): Promise<void> {
     this.processes.clear();
-    for (const tap of this.taps) this.network?.deleteTap(tap);
+    const taps = [...this.taps];
     this.taps.clear();
+    for (const tap of taps) this.network?.deleteTap(tap);
+    if (this.network !== null)
+      await this.host.networks
+        .dismiss(this.spec.name, taps)
+        .catch((error: unknown) => this.log.error({ err: error, vm: this.spec.name }, 'taking its rules away'));
     await this.removeGroup('p');
     await this.removeGroup('s');
     if (this.slot !== null) this.host.freeSlot(this.slot);

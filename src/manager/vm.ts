@@ -80,7 +80,7 @@ export class ManagedVm {
     private readonly createdAt = new Date().toISOString(),
   ) {
     this.mac = macAddress(`${host.tag} ${spec.name}`);
-    this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec.network), address, this.mac);
+    this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec), address, this.mac);
     this.keeper = new ShadowKeeper({
       rule: spec.shadow,
       make: (because) => this.makeShadow(because),
@@ -283,6 +283,7 @@ export class ManagedVm {
       accelerator: this.accelerator,
       pid: this.primary?.pid ?? null,
       address: this.address,
+      address6: this.sides.guest?.address6 ?? null,
       mac: this.spec.network === 'none' ? null : this.mac,
       tap: taps && this.primary !== null ? this.sides.tap(this.side) : null,
       networkMode: taps ? 'tap' : this.spec.network === 'none' ? 'none' : 'user',
@@ -456,7 +457,7 @@ export class ManagedVm {
 
   private connectShadow(): void {
     this.sides.connect(other(this.side));
-    if (this.spec.publish.length > 0) void this.publishPorts();
+    if (this.spec.publish.length > 0 && this.sides.network === null) void this.publishPorts();
   }
 
   /** User-mode network: the dead primary's QEMU holds its ports until the kernel is done with it. */

@@ -68,10 +68,16 @@ export class Firewall {
 
   /** Takes all rules of this manager away, those of an earlier run too. */
   async sweep(): Promise<void> {
-    const { guard, translate } = await nftSupport();
     const attempted = 'take the rules of the networks away';
-    if (guard === null) await this.#run(sweepScript(this.#stateTag, 'netdev'), attempted, this.#stateTag);
-    if (translate === null) await this.#run(sweepScript(this.#stateTag, 'inet'), attempted, this.#stateTag);
+    const [guards, networks] = [sweepScript(this.#stateTag, 'netdev'), sweepScript(this.#stateTag, 'inet')];
+    try {
+      // Both at once and without asking what works, as a manager does this whenever it starts.
+      await this.#run(guards + networks, attempted, this.#stateTag);
+    } catch {
+      const { guard, translate } = await nftSupport();
+      if (guard === null) await this.#run(guards, attempted, this.#stateTag);
+      if (translate === null) await this.#run(networks, attempted, this.#stateTag);
+    }
   }
 
   #tellOnce(error: ShadowVmError): void {

@@ -38,8 +38,8 @@ import {
 } from './address6.js';
 import { attempt, attemptUnlessGone, errnoOf, type InterfaceCounters, nativeNetwork } from './native.js';
 
-const BRIDGE_NAME_DEFAULT = 'shadowvm0';
-const SUBNET_DEFAULT = '10.213.0.0/24';
+export const BRIDGE_NAME_DEFAULT = 'shadowvm0';
+export const SUBNET_DEFAULT = '10.213.0.0/24';
 
 export interface NetworkOptions {
   /** Of the manager that owns the interfaces: stateTag(stateDir). */
@@ -80,6 +80,13 @@ export class Network {
   /** The IPv6 address that belongs to an IPv4 one of this network; null without an IPv6 subnet. */
   address6Of(address: string): string | null {
     return this.subnet6 === null ? null : address6Of(this.subnet6, this.subnet, address);
+  }
+
+  /** The host's addresses in a network of these subnets. @throws INVALID_ARGUMENT */
+  static describe(text: string, text6: string | null): { hostAddress: string; hostAddress6: string | null } {
+    const { subnet, subnet6 } = parseSubnets(text, text6);
+    const address = hostAddress(subnet);
+    return { hostAddress: address, hostAddress6: subnet6 === null ? null : address6Of(subnet6, subnet, address) };
   }
 
   /**
@@ -238,6 +245,11 @@ export class Network {
   allCounters(): Record<string, InterfaceCounters> {
     const prefix = tapPrefix(this.#stateTag);
     return attempt('read the counters', `${prefix}*`, () => nativeNetwork().countersByName(prefix));
+  }
+
+  /** Safe on one that is gone. @throws NOT_ROOT, NETWORK_FAILED */
+  deleteBridge(): void {
+    attemptUnlessGone('delete the bridge', this.bridge, ['ENODEV'], () => nativeNetwork().deleteBridge(this.bridge));
   }
 
   /** Takes away the bridge and every tap of this manager. @returns the names of what was deleted */

@@ -55,6 +55,8 @@ export const vmViewSchema = z.object({
   accelerator: z.enum(['kvm', 'tcg']).nullable(),
   pid: z.number().int().nullable(),
   address: z.string().nullable(),
+  /** On a network with IPv6. */
+  address6: z.string().nullable(),
   mac: z.string().nullable(),
   tap: z.string().nullable(),
   networkMode: z.enum(['tap', 'user', 'none']),
