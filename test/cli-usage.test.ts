@@ -73,6 +73,8 @@ describe.concurrent('a command line that is wrong ends with 2 and says why', () 
     ['vm run web --net Back_end', 'a name has 1 to 32 characters'],
     ['vm run web --bandwidth 100', 'it has no unit'],
     ['vm run web --bandwidth 1K', 'bandwidthBitsPerSecond: a bandwidth is 64000'],
+    ['vm run web --probe udp:53', 'it begins with none of tcp:, http:, redis: and exec:'],
+    ['vm run web --probe tcp:80 --probe-period 1ms', 'probes.0.periodMs'],
     ['network create web', "required option '--subnet <cidr>' not specified"],
     ['vm run web --shadow-when cpu>200%', 'the percentage is not between 0 and 100'],
     [

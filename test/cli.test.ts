@@ -134,6 +134,7 @@ describe('with a daemon', () => {
   test('every option of run arrives, progress is on stderr, the result on stdout', async () => {
     const line =
       'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg --net backend --bandwidth 100M ' +
+      '--probe redis:6379 --probe http:80/health --probe-period 1s --probe-timeout 500ms --probe-failures 5 ' +
       '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25%';
     const human = await run(...line.split(' '));
     expect(human).toMatchObject({
@@ -149,6 +150,10 @@ describe('with a daemon', () => {
       network: 'user',
       net: 'backend',
       bandwidthBitsPerSecond: 100_000_000,
+      probes: [
+        { check: { kind: 'redis', port: 6379 }, periodMs: 1000, timeoutMs: 500, failures: 5 },
+        { check: { kind: 'http', port: 80, path: '/health' }, periodMs: 1000, timeoutMs: 500, failures: 5 },
+      ],
       publish: [
         { hostPort: 8080, guestPort: 80 },
         { hostPort: 2222, guestPort: 22 },

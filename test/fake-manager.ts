@@ -28,6 +28,7 @@ export function vmView(name: string, more: Partial<VmView> = {}): VmView {
     bootMs: 1234.5,
     guest: { beats: 10, uptimeMs: 61_000, memTotalKiB: 250_000, memAvailableKiB: 200_000, app: '-' },
     usage: { cpuPercent: 12.34, memoryPercent: 20, networkBytesPerSecond: 1500 },
+    probes: [],
     shadow: null,
     failure: null,
     ...more,

@@ -97,6 +97,26 @@ describe.skipIf((await nftSupport()).guard !== null)('a guarded tap', () => {
     expect(Object.keys(forged).filter((mark) => wireB.has(mark))).toEqual([]);
   });
 
+  test('that is connected is announced to the others, for both of its addresses', async () => {
+    const [, wireB] = await connect(null);
+    network.cutTap(tapA);
+    const before = wireB.received.length;
+    network.connectTap(tapA, a);
+    const mac = Buffer.from(a.mac.replaceAll(':', ''), 'hex');
+    const announced = () => wireB.received.slice(before).filter((each) => each.subarray(6, 12).equals(mac));
+    await until('three announcements', () => announced().length >= 3, 5000);
+    const [request, reply, advertisement] = announced() as [Buffer, Buffer, Buffer];
+    expect([request, reply].map((each) => [each.readUInt16BE(12), each.readUInt16BE(20)])).toEqual([
+      [0x0806, 1],
+      [0x0806, 2],
+    ]);
+    expect(advertisement.readUInt16BE(12)).toBe(0x86dd);
+    // Type and flags, target, and the MAC in the option behind it.
+    expect([advertisement[54], advertisement[58]]).toEqual([136, 0x20]);
+    expect(advertisement.subarray(62, 78).toString('hex')).toBe(a6);
+    expect(advertisement.subarray(80, 86).equals(mac)).toBe(true);
+  });
+
   test('teaches the bridge no MAC of others, not even by frames that bridges keep to themselves', async () => {
     const [wireA, wireB] = await connect(null);
     const learned = () => execFileSync('bridge', ['fdb', 'show', 'br', BRIDGE], { encoding: 'utf8' });
@@ -117,6 +137,10 @@ describe.skipIf((await nftSupport()).guard !== null)('a guarded tap', () => {
     await sleep(100);
     expect(wireB.has('cut')).toBe(false);
     network.severTap(tapA);
+    // Its process goes on: nothing of what it sends gets anywhere.
+    for (let i = 0; i < 1000; i++) first.send(arp(a.mac, a, 'cut'));
+    await sleep(100);
+    expect(wireB.has('cut')).toBe(false);
     wires.splice(0, 1);
     first.close();
     network.prepareTap(tapA, 0);

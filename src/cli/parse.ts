@@ -39,6 +39,7 @@ export function ramBytes(text: string): number {
 }
 export const logBytes = (text: string): number => parseBytes(text, 'how much of the log', { bare: true });
 export const timeoutMs = (text: string): number => parseDurationMs(text, 'the timeout');
+export const probeTime = (text: string): number => parseDurationMs(text, 'the time of the probes');
 export const lagMs = (text: string): number => parseDurationMs(text, 'the lag');
 export const bandwidth = (text: string): number => parseBitsPerSecond(text, 'the bandwidth');
 export const pausedShare = (text: string): number => parseShare(text, 'the share of paused time');

@@ -1,6 +1,7 @@
 /** `shadowvm vm …` */
 import { type Command, Option } from 'commander';
 import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
+import { type ProbeCheck, parseProbe } from '../vm/probe.js';
 import { formatBitsPerSecond, formatBytesExact } from '../vm/quantity-text.js';
 import { type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
@@ -19,6 +20,10 @@ interface RunOptions {
   network?: VmSpecInput['network'];
   net?: string;
   bandwidth?: number;
+  probe?: ProbeCheck[];
+  probePeriod?: number;
+  probeTimeout?: number;
+  probeFailures?: number;
   publish?: parse.PublishedPort[];
   accelerator?: VmSpecInput['accelerator'];
   tracking?: VmSpecInput['tracking'];
@@ -187,6 +192,7 @@ function addRun(vm: Command): void {
         'vm run web',
         'vm run db --ram 1G --vcpus 2 --shadow always --max-lag 200ms',
         'vm run cache --net backend --publish 6379:6379 --bandwidth 100M',
+        'vm run db --shadow always --probe redis:6379 --probe-period 1s',
         "vm run api --shadow-when 'cpu>60%/5s' --shadow-when 'network>10MB/s/3s'",
       ],
     },
@@ -231,6 +237,18 @@ function addRun(vm: Command): void {
           new Option('--shadow-when <trigger>', "make one when this holds, such as 'cpu>60%/5s'; repeatable")
             .argParser(parse.collect(parseTrigger))
             .conflicts('shadow'),
+        )
+        .addOption(
+          new Option('--probe <what>', 'tcp:PORT, http:PORT/PATH, redis:PORT or exec:COMMAND; repeatable').argParser(
+            parse.collect(parseProbe),
+          ),
+        )
+        .addOption(new Option('--probe-period <time>', 'of all probes; default: 2s').argParser(parse.probeTime))
+        .addOption(new Option('--probe-timeout <time>', 'of all probes; default: 1s').argParser(parse.probeTime))
+        .addOption(
+          new Option('--probe-failures <n>', 'in a row, and the guest counts as failed; default: 3').argParser(
+            parse.wholeNumber('the number of failures', 1, 100),
+          ),
         )
         .addOption(
           new Option('--max-lag <time>', 'what a failover may roll back; default: 500ms').argParser(parse.lagMs),
@@ -283,6 +301,12 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
     tracking,
     ramBytes: options.ram,
     bandwidthBitsPerSecond: options.bandwidth,
+    probes: options.probe?.map((check) => ({
+      check,
+      periodMs: options.probePeriod,
+      timeoutMs: options.probeTimeout,
+      failures: options.probeFailures,
+    })),
     pacing,
     ...(options.shadow === undefined ? {} : { shadow: { kind: options.shadow } }),
     ...(options.shadowWhen === undefined ? {} : { shadow: { kind: 'when', triggers: options.shadowWhen } }),
@@ -336,6 +360,10 @@ function vmDetails(vm: VmView): string {
         : `CPU ${show.percent(usage.cpuPercent)}, memory ${show.percent(usage.memoryPercent)}, network ${show.bytesPerSecond(usage.networkBytesPerSecond)}`,
     ],
     ['says', guest === null || guest.app === show.NONE ? null : guest.app],
+    ...vm.probes.map(({ probe, health, reason }): [string, string] => [
+      'probe',
+      `${probe} ${health}${reason === null ? '' : `: ${reason}`}`,
+    ]),
     ...(vm.shadow === null ? noShadow(vm) : shadowDetails(vm.shadow, spec.pacing.maxLagMs)),
     [
       'declared',

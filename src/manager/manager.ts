@@ -6,6 +6,7 @@ import { ShadowVmError } from '../errors.js';
 import { findImage } from '../image/store.js';
 import { lowestFreeAddress } from '../network/address.js';
 import { PortHold } from '../network/ports.js';
+import { probeTarget } from '../switchover/probe-target.js';
 import { type NetworkSpecInput, type NetworkView, networkSpecSchema } from '../vm/network.js';
 import type { VmSpecInput } from '../vm/spec.js';
 import { vmSpecSchema } from '../vm/spec.js';
@@ -113,6 +114,7 @@ export class Manager implements ManagerPort {
     const network = this.host.tapNetwork(spec);
     const addresses = new Set([...this.vms.values()].map((vm) => vm.address).filter((a) => a !== null));
     const address = network === null ? null : lowestFreeAddress(network.subnet, addresses);
+    probeTarget(spec, address);
     const vm = new ManagedVm(this.host, spec, image, address);
     this.vms.set(spec.name, vm);
     const hungUp = () => void vm.cancelRun('who asked for it did not wait until it ran');

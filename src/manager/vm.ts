@@ -11,8 +11,10 @@ import type { Beat } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
 import { Shadow } from '../shadow/shadow.js';
 import type { EffectName } from '../switchover/machine.js';
+import { ProbeCaller } from '../switchover/probe-call.js';
+import { probeTarget } from '../switchover/probe-target.js';
 import { Switchover } from '../switchover/switchover.js';
-import { type Death, FailureWatch } from '../switchover/watch.js';
+import { type Death, FailureWatch, type FailureWatchOptions } from '../switchover/watch.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
 import { awakening, bootBeat } from './first-beat.js';
@@ -21,7 +23,7 @@ import { Repeated } from './repeated.js';
 import { ShadowKeeper } from './shadow-keeper.js';
 import { other, type Side, VmSides } from './sides.js';
 import type { VmRecord } from './state-dir.js';
-import { DEATH_WORDS, FAULT_WORDS, promotionWords, rewindWords, SHADOW_WORDS } from './vm-words.js';
+import { DEATH_WORDS, FAULT_WORDS, PROBE_WORDS, promotionWords, rewindWords, SHADOW_WORDS } from './vm-words.js';
 
 const USAGE_INTERVAL_MS = 500;
 const LOAD_TIMEOUT_MS = 10_000;
@@ -291,6 +293,7 @@ export class ManagedVm {
       bootMs: this.bootMs,
       guest: beat === null ? null : guestFigures(beat, this.primary?.agent.beats ?? 0),
       usage: this.usage,
+      probes: this.watch?.probes() ?? [],
       shadow: this.keeper.shadow?.view() ?? null,
       failure: this.failure,
     };
@@ -337,7 +340,23 @@ export class ManagedVm {
               silentMs,
             })
           : this.event('info', 'failure.cleared', 'heartbeats are back, it was no failure', {}),
+      probes: this.probesOf(primary),
     });
+  }
+
+  private probesOf(primary: QemuProcess): FailureWatchOptions['probes'] {
+    const caller = new ProbeCaller(probeTarget(this.spec, this.address), primary.agent);
+    return {
+      declared: this.spec.probes,
+      call: (check, signal) => caller.call(check, signal),
+      onHealth: (probe, health, reason) =>
+        this.event(
+          health === 'well' ? 'info' : 'warn',
+          `probe.${health}`,
+          `the probe ${probe} ${PROBE_WORDS[health]}${reason === null ? '' : `: ${reason}`}`,
+          { probe, reason },
+        ),
+    };
   }
 
   // ---- Shadows ----
@@ -402,10 +421,10 @@ export class ManagedVm {
   private primaryDied(death: Death): void {
     const reason = `${death.cause}: ${death.evidence}`;
     const told = `${DEATH_WORDS[death.cause]} (process ${this.primary?.pid}): ${death.evidence}`;
-    this.event('error', 'failure.detected', told, { cause: death.cause }, death.decidedAtNs);
+    this.event('error', 'failure.detected', told, { cause: death.cause, ...wellAt(death) }, death.decidedAtNs);
     // One that dies while it is handed over is promoted because of that, from the newest epoch that there is.
     if (this.switchover.phase === 'handing-over') this.promotion = null;
-    const guestAtFault = death.cause === 'guest-reset' || death.cause === 'guest-hung';
+    const guestAtFault = ['guest-reset', 'guest-hung', 'probe-failed'].includes(death.cause);
     this.beginPromotion({ reason, planned: false, guestAtFault, decidedAtNs: death.decidedAtNs });
     this.switchover.dispatch({ type: 'primary-died', reason });
   }
@@ -637,6 +656,11 @@ export class ManagedVm {
       remedy: 'Try again in a moment',
     });
   }
+}
+
+/** CLOCK_MONOTONIC ms at which its probes last found the guest well, where they are what told of its failure. */
+function wellAt({ wellAtMs }: Death): { wellAtMs?: number | null } {
+  return wellAtMs === undefined ? {} : { wellAtMs };
 }
 
 function guestFigures(beat: Beat, beats: number) {

@@ -1,6 +1,7 @@
 /** What a user declares about a VM. One schema for the API, the CLI and the state files. */
 import { z } from 'zod';
 import { DEFAULT_NETWORK, networkNameSchema } from './network.js';
+import { probeSchema } from './probe.js';
 
 export const MIB = 1024 * 1024;
 export const RAM_BYTES_MIN = 64 * MIB;
@@ -70,6 +71,7 @@ const BANDWIDTH_MIN = 64_000;
 const BANDWIDTH_MAX = 32_000_000_000;
 const BANDWIDTH_TOLD = 'a bandwidth is 64000 to 32000000000 bits per second (64K to 32G)';
 const PUBLISH_MAX = 32;
+const PROBES_MAX = 8;
 const portSchema = wholeNumber(1, 65_535, 'a port is 1 to 65535');
 
 export const vmSpecSchema = z.object({
@@ -97,6 +99,8 @@ export const vmSpecSchema = z.object({
   /** How changed pages are found: write-protection tracking, checksums alone, or the better one that works here. */
   tracking: z.enum(['auto', 'write', 'checksum']).default('auto'),
   shadow: shadowRuleSchema.default({ kind: 'manual' }),
+  /** What tells whether the guest does what it is for. One that fails is a failure of the guest. */
+  probes: z.array(probeSchema).max(PROBES_MAX, `a VM has at most ${PROBES_MAX} probes`).default([]),
   pacing: pacingSchema.default(pacingSchema.parse({})),
 });
 /** A complete specification, every default filled in. */

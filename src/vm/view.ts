@@ -1,5 +1,6 @@
 /** What the manager tells about VMs, shadows and events: the JSON of the API and of `--json`. Fields are stable. */
 import { z } from 'zod';
+import { probeViewSchema } from './probe.js';
 import { vmSpecSchema } from './spec.js';
 
 /** Where a VM is in its life. `promoting`: the shadow is taking over. `failed`: it died and nothing could take over. */
@@ -74,6 +75,8 @@ export const vmViewSchema = z.object({
     })
     .nullable(),
   usage: z.object({ cpuPercent: z.number(), memoryPercent: z.number(), networkBytesPerSecond: z.number() }).nullable(),
+  /** As they stand since the VM runs, or was promoted. */
+  probes: z.array(probeViewSchema),
   shadow: shadowViewSchema.nullable(),
   failure: z.string().nullable(),
 });
