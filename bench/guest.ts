@@ -31,8 +31,7 @@ export class BenchGuests {
       dataDirs: qemu.dataDirs,
       version: qemu.version,
       accelerator: 'tcg',
-      kernelPath: image.kernelPath,
-      initrdPath: image.initrdPath,
+      kernel: image,
       tscKhz: hostTscKhz(),
       network: { mode: 'none' },
       uid: null,
@@ -47,12 +46,13 @@ export class BenchGuests {
     return guests;
   }
 
-  async launch(ramMiB: number, incoming: boolean, inheritFds: number[] = []): Promise<QemuProcess> {
+  async launch(ramMiB: number, incoming: boolean, inheritFds: number[] = [], lazy = false): Promise<QemuProcess> {
     const vm = await QemuProcess.launch({
       ...this.base,
       spec: { name: 'bench', ramBytes: ramMiB * MIB, vcpus: 1 },
       tag: `bench${++this.launches}`,
       incoming,
+      lazy,
       inheritFds,
     });
     this.launched.add(vm);

@@ -7,6 +7,7 @@ import { loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
 import { BenchGuests } from './guest.js';
+import { benchImage, type ImageResult } from './image.js';
 import { benchOverhead, type OverheadResult } from './overhead.js';
 import { benchPause, type PauseResult } from './pause.js';
 import { type Check, checkPromises } from './promises.js';
@@ -20,10 +21,11 @@ export interface BenchResults {
   detect: Record<string, DetectResult>;
   scan: Record<string, ScanResult>;
   overhead: OverheadResult | null;
+  image: ImageResult | null;
 }
 
 const RAM_MIB = [256, 1024];
-const SECTIONS = ['pause', 'switchover', 'scan', 'overhead'] as const;
+const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image'] as const;
 const HANG_ROUNDS = 5;
 const OVERHEAD_ROUNDS_MAX = 10;
 
@@ -55,7 +57,7 @@ function progress(what: string): void {
 }
 
 async function run(rounds: number, only: string[]): Promise<BenchResults> {
-  const results: BenchResults = { pause: {}, switchover: {}, detect: {}, scan: {}, overhead: null };
+  const results: BenchResults = { pause: {}, switchover: {}, detect: {}, scan: {}, overhead: null, image: null };
   const guests = await BenchGuests.open();
   try {
     for (const ramMiB of RAM_MIB) {
@@ -78,6 +80,10 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
       progress('overhead');
       results.overhead = await benchOverhead(Math.min(rounds, OVERHEAD_ROUNDS_MAX));
     }
+    if (only.includes('image')) {
+      progress('image');
+      results.image = await benchImage(guests, rounds);
+    }
     return results;
   } finally {
     await guests.close();
@@ -88,14 +94,19 @@ function print(results: BenchResults, checks: Check[]): void {
   for (const [section, figures] of Object.entries(results)) {
     if (figures === null || Object.keys(figures).length === 0) continue;
     console.log(`\n${section}`);
-    const groups = Object.values(figures).every((value) => typeof value === 'object') ? figures : { '': figures };
-    for (const [ramMiB, values] of Object.entries(groups as Record<string, Record<string, number>>))
-      for (const [key, value] of Object.entries(values))
-        console.log(`  ${(ramMiB === '' ? '' : `${ramMiB} MiB`).padEnd(9)} ${key.padEnd(26)} ${value}`);
+    printFigures(figures, '');
   }
   console.log('\npromises');
   for (const { promise, measured, kept } of checks)
     console.log(`  ${kept ? 'kept  ' : 'BROKEN'} ${promise.padEnd(58)} ${measured}`);
+}
+
+/** Numbers as they are; groups of them under the RAM that they are of. */
+function printFigures(figures: object, group: string): void {
+  for (const [key, value] of Object.entries(figures)) {
+    if (typeof value === 'object' && value !== null) printFigures(value, /^\d+$/.test(key) ? `${key} MiB` : group);
+    else console.log(`  ${group.padEnd(9)} ${key.padEnd(26)} ${value}`);
+  }
 }
 
 /** A partial run renews its sections and leaves the others. */

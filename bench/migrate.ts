@@ -1,9 +1,12 @@
 /** QEMU's own way to save a VM. */
-import { createWriteStream, rmSync } from 'node:fs';
+import { closeSync, createWriteStream, openSync, rmSync, statSync } from 'node:fs';
 import net from 'node:net';
+import { join } from 'node:path';
 import { finished } from 'node:stream/promises';
-import { sleep } from '../harness/daemon.js';
+import { nowMs, sleep } from '../harness/daemon.js';
+import { QEMU_FD } from '../src/qemu/argv.js';
 import type { QemuProcess } from '../src/qemu/process.js';
+import { type BenchGuests, firstBeat } from './guest.js';
 
 const TIMEOUT_MS = 60_000;
 
@@ -36,4 +39,31 @@ export async function migrateTo(vm: QemuProcess, socketPath: string, file: strin
   } finally {
     server.close();
   }
+}
+
+/** Kill → first heartbeat of a VM that is restored from a migrate file, ms, once each round. */
+export async function measureRestore(guests: BenchGuests, ramMiB: number, rounds: number): Promise<number[]> {
+  const file = join(guests.dir, `restore-${ramMiB}`);
+  const source = await guests.bootLoaded(ramMiB);
+  await unthrottle(source);
+  await source.qmp.execute('stop');
+  await migrateTo(source, join(guests.dir, 'migrate.sock'), file);
+  await source.dispose();
+  if (statSync(file).size === 0) throw new Error('the migrate file is empty');
+
+  const times: number[] = [];
+  for (let i = 0; i < rounds; i++) {
+    const startMs = nowMs(); // the moment of the kill
+    const fd = openSync(file, 'r');
+    const vm = await guests.launch(ramMiB, true, [fd]);
+    closeSync(fd);
+    const loaded = vm.qmp.waitEvent('load the file', (e) => e.data?.status === 'completed', 60_000);
+    await vm.qmp.execute('migrate-incoming', { uri: `fd:${QEMU_FD.more}` });
+    await loaded;
+    await vm.qmp.execute('cont');
+    times.push((await firstBeat(vm)) - startMs);
+    await vm.dispose();
+  }
+  rmSync(file);
+  return times;
 }

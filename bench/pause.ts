@@ -1,9 +1,10 @@
 /** How long the guest stands still for one epoch, against QEMU's own ways to save the same guest. */
 import { join } from 'node:path';
 import { nowMs, sleep } from '../harness/daemon.js';
+import { ShadowImage } from '../src/native/image.js';
 import { Protector } from '../src/protect/protector.js';
 import type { QemuProcess } from '../src/qemu/process.js';
-import { pacingSchema } from '../src/vm/spec.js';
+import { MIB, pacingSchema } from '../src/vm/spec.js';
 import type { BenchGuests } from './guest.js';
 import { migrateTo, unthrottle } from './migrate.js';
 import { p50, round } from './statistics.js';
@@ -44,13 +45,25 @@ export async function benchPause(guests: BenchGuests, ramMiB: number, rounds: nu
 }
 
 async function measureOurs(guests: BenchGuests, vm: QemuProcess, ramMiB: number) {
-  const standby = await guests.launch(ramMiB, true);
+  const image = await ShadowImage.create(join(guests.dir, `pause-${ramMiB}`), { vm: 'bench', ramBytes: ramMiB * MIB });
   let lost: unknown = null;
-  const protector = new Protector(vm, standby.ram, 'write', pacingSchema.parse({}), {
-    ready: () => {},
-    aborted: () => {},
-    lost: (error) => {
-      lost = error;
+  const protector = new Protector({
+    primary: vm,
+    image,
+    generation: 0,
+    tracking: 'write',
+    pacing: pacingSchema.parse({}),
+    durability: 'interval',
+    from: null,
+    followed: false,
+    resident: () => null,
+    events: {
+      ready: () => {},
+      aborted: () => {},
+      repaired: () => {},
+      lost: (error) => {
+        lost = error;
+      },
     },
   });
   try {
@@ -68,7 +81,7 @@ async function measureOurs(guests: BenchGuests, vm: QemuProcess, ramMiB: number)
     };
   } finally {
     await protector.close();
-    await standby.dispose();
+    await image.close();
   }
 }
 

@@ -15,7 +15,7 @@ export function checkPromises(results: BenchResults): Check[] {
   const atLeast = (promise: string, measured: number | undefined, limit: number) => {
     if (measured !== undefined) checks.push({ promise: `${promise} ≥ ${limit}`, measured, kept: measured >= limit });
   };
-  const { pause, switchover, detect, scan, overhead } = results;
+  const { pause, switchover, detect, scan, overhead, image } = results;
   atMost('pause p50, 256 MiB, ms', pause[256]?.oursMsP50, 6);
   atMost('pause p99, 256 MiB, ms', pause[256]?.oursMsP99, 25);
   const growth = pause[1024] && pause[256] && pause[1024].oursMsP50 / pause[256].oursMsP50;
@@ -30,5 +30,16 @@ export function checkPromises(results: BenchResults): Check[] {
   }
   atLeast('Redis throughput protected ÷ unprotected', overhead?.redisRatio, 0.9);
   atLeast('CPU loop protected ÷ unprotected', overhead?.cpuRatio, 0.95);
+  for (const [ram, cost] of Object.entries(image?.cost ?? {})) {
+    atMost(`memory of a shadow, idle, ${ram} MiB, % of RAM`, cost.idlePercentOfRam, 1);
+    atMost(`memory of a shadow, loaded, ${ram} MiB, % of RAM`, cost.loadedPercentOfRam, 1);
+    atMost(`CPU of a shadow, idle, ${ram} MiB, % of a core`, cost.idleCpuPercent, 1);
+  }
+  atMost('lazy switchover p50, 256 MiB, ms', image?.cost[256]?.switchoverMsP50, 60);
+  atMost('lazy switchover p50 at 4 GiB ÷ at 256 MiB', image?.switchoverGrowth, 1.3);
+  atMost('stored per changed page under Redis, %', image?.storedPercentOfPage, 35);
+  atLeast('append, MiB/s of changed pages on one core', image?.appendMiBPerS, 500);
+  atLeast('cold boot ÷ start from the golden snapshot', image?.timesFasterThanBoot, 20);
+  atMost('restore of a snapshot of 1 GiB p50, ms', image?.snapshotRestoreMsP50, 150);
   return checks;
 }

@@ -1,14 +1,11 @@
 /** Kill → first heartbeat from the shadow, against a restore from a migrate file and a cold boot; and who notices first. */
-import { closeSync, openSync, statSync } from 'node:fs';
-import { join } from 'node:path';
 import { nowMs, sleep } from '../harness/daemon.js';
 import { InProcessManager } from '../harness/in-process.js';
 import { onInterrupt } from '../harness/interrupt.js';
 import { ProcessHandle } from '../src/native/memory.js';
-import { QEMU_FD } from '../src/qemu/argv.js';
 import { MIB } from '../src/vm/spec.js';
 import { type BenchGuests, firstBeat, LOAD_SETTLE_MS, loadCommand } from './guest.js';
-import { migrateTo, unthrottle } from './migrate.js';
+import { measureRestore } from './migrate.js';
 import { p50, p99, round } from './statistics.js';
 
 export interface SwitchoverResult {
@@ -109,31 +106,6 @@ async function measureKills(ramMiB: number, rounds: number, hangRounds: number) 
 }
 
 /** What one does without a shadow: a new QEMU that loads a file written by `migrate`. */
-async function measureRestore(guests: BenchGuests, ramMiB: number, rounds: number): Promise<number[]> {
-  const file = join(guests.dir, `restore-${ramMiB}`);
-  const source = await guests.bootLoaded(ramMiB);
-  await unthrottle(source);
-  await source.qmp.execute('stop');
-  await migrateTo(source, join(guests.dir, 'migrate.sock'), file);
-  await source.dispose();
-  if (statSync(file).size === 0) throw new Error('the migrate file is empty');
-
-  const times: number[] = [];
-  for (let i = 0; i < rounds; i++) {
-    const startMs = nowMs(); // the moment of the kill
-    const fd = openSync(file, 'r');
-    const vm = await guests.launch(ramMiB, true, [fd]);
-    closeSync(fd);
-    const loaded = vm.qmp.waitEvent('load the file', (e) => e.data?.status === 'completed', 60_000);
-    await vm.qmp.execute('migrate-incoming', { uri: `fd:${QEMU_FD.more}` });
-    await loaded;
-    await vm.qmp.execute('cont');
-    times.push((await firstBeat(vm)) - startMs);
-    await vm.dispose();
-  }
-  return times;
-}
-
 async function measureBoot(guests: BenchGuests, ramMiB: number, rounds: number): Promise<number[]> {
   const times: number[] = [];
   for (let i = 0; i < rounds; i++) {

@@ -11,6 +11,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <arpa/inet.h>
+#include <linux/random.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <net/route.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -20,8 +25,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -231,20 +238,22 @@ static void say_bye(struct agent *agent, bool reboot) {
   say(agent, "bye %s\n", reboot ? "reboot" : "poweroff");
 }
 
-static void run_command(struct agent *agent, const char *id, const char *command) {
+// Work that the agent does not wait for; its end is told with its id. True in the child.
+static bool fork_child(struct agent *agent, const char *id) {
   struct child *slot = NULL;
   for (int i = 0; i < CHILDREN_MAX && slot == NULL; i++)
     if (agent->children[i].pid == 0) slot = &agent->children[i];
   pid_t pid = slot == NULL ? -1 : fork();
-  if (pid < 0) {
-    say(agent, "exit %s %d\n", id, EXIT_REFUSED);
-    return;
-  }
+  if (pid < 0) say(agent, "exit %s %d\n", id, EXIT_REFUSED);
   if (pid > 0) {
     slot->pid = pid;
     snprintf(slot->id, sizeof slot->id, "%s", id);
-    return;
   }
+  return pid == 0;
+}
+
+static void run_command(struct agent *agent, const char *id, const char *command) {
+  if (!fork_child(agent, id)) return;
   // SCHED_RESET_ON_FORK has made the child an ordinary process already; locked memory is not inherited either.
   sigset_t none;
   sigemptyset(&none);
@@ -262,6 +271,175 @@ static void run_command(struct agent *agent, const char *id, const char *command
   if (chdir("/root") < 0 && chdir("/") < 0) _exit(EXIT_REFUSED);
   execl("/bin/sh", "sh", "-c", command, (char *)NULL);
   _exit(127);
+}
+
+static void set_clock(const char *wall_ms) {
+  long long ms = atoll(wall_ms);
+  struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+  if (clock_settime(CLOCK_REALTIME, &t) < 0) console("could not set the clock: %s", strerror(errno));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// identity: a guest that woke up from another one's memory becomes somebody else. What is right already is left alone,
+// so that the connections of a guest that stays who it was live on.
+
+#define NIC "eth0"
+
+static _Noreturn void identity_failed(const char *step) {
+  console("could not take the new identity: %s: %s", step, strerror(errno));
+  _exit(1);
+}
+
+static void nic_ioctl(int fd, unsigned long request, struct ifreq *ifr, const char *step) {
+  strcpy(ifr->ifr_name, NIC);
+  if (ioctl(fd, request, ifr) < 0) identity_failed(step);
+}
+
+static void set_nic_up(int fd) {
+  struct ifreq ifr = {0};
+  nic_ioctl(fd, SIOCGIFFLAGS, &ifr, "read the flags of " NIC);
+  ifr.ifr_flags |= IFF_UP;
+  nic_ioctl(fd, SIOCSIFFLAGS, &ifr, "take " NIC " up");
+}
+
+static void take_mac(int fd, const char *text) {
+  unsigned char mac[6];
+  if (sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5]) != 6) {
+    errno = EINVAL;
+    identity_failed("read the MAC");
+  }
+  struct ifreq ifr = {0};
+  nic_ioctl(fd, SIOCGIFHWADDR, &ifr, "read the MAC of " NIC);
+  if (memcmp(ifr.ifr_hwaddr.sa_data, mac, sizeof mac) == 0) return;
+  // While it is up: taking it down waits for the kernel's grace periods. virtio-net tells QEMU through its control queue,
+  // which then takes frames for this address.
+  ifr.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+  memcpy(ifr.ifr_hwaddr.sa_data, mac, sizeof mac);
+  nic_ioctl(fd, SIOCSIFHWADDR, &ifr, "set the MAC of " NIC);
+  // The link-local address is made of the MAC when IPv6 comes up, and two guests with one would be in each other's way.
+  write_file("/proc/sys/net/ipv6/conf/" NIC "/disable_ipv6", "1");
+  write_file("/proc/sys/net/ipv6/conf/" NIC "/disable_ipv6", "0");
+}
+
+static struct sockaddr_in ipv4(const char *text) {
+  struct sockaddr_in address = {.sin_family = AF_INET};
+  if (inet_pton(AF_INET, text, &address.sin_addr) != 1) {
+    errno = EINVAL;
+    identity_failed("read an address");
+  }
+  return address;
+}
+
+static bool has_address(int fd, const struct sockaddr_in *wanted) {
+  struct ifreq ifr = {0};
+  strcpy(ifr.ifr_name, NIC);
+  if (ioctl(fd, SIOCGIFADDR, &ifr) < 0) return false; // it has none
+  return ((struct sockaddr_in *)&ifr.ifr_addr)->sin_addr.s_addr == wanted->sin_addr.s_addr;
+}
+
+static void take_address(int fd, char *text, const char *gateway) {
+  char *slash = strchr(text, '/');
+  int prefix = slash == NULL ? -1 : atoi(slash + 1);
+  if (prefix < 1 || prefix > 32) {
+    errno = EINVAL;
+    identity_failed("read the address");
+  }
+  *slash = '\0';
+  struct sockaddr_in address = ipv4(text);
+  if (!has_address(fd, &address)) {
+    // The first address of an interface takes the place of the old one, and its routes go with that.
+    struct sockaddr_in mask = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0xffffffffu << (32 - prefix))};
+    struct sockaddr_in broadcast = {.sin_family = AF_INET};
+    broadcast.sin_addr.s_addr = address.sin_addr.s_addr | ~mask.sin_addr.s_addr;
+    struct ifreq ifr = {0};
+    memcpy(&ifr.ifr_addr, &address, sizeof address);
+    nic_ioctl(fd, SIOCSIFADDR, &ifr, "set the address of " NIC);
+    memcpy(&ifr.ifr_netmask, &mask, sizeof mask);
+    nic_ioctl(fd, SIOCSIFNETMASK, &ifr, "set the netmask of " NIC);
+    memcpy(&ifr.ifr_broadaddr, &broadcast, sizeof broadcast);
+    nic_ioctl(fd, SIOCSIFBRDADDR, &ifr, "set the broadcast address of " NIC);
+    set_nic_up(fd);
+  }
+  if (strcmp(gateway, "-") == 0) return;
+  struct sockaddr_in via = ipv4(gateway), any = {.sin_family = AF_INET};
+  struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
+  memcpy(&route.rt_gateway, &via, sizeof via);
+  memcpy(&route.rt_dst, &any, sizeof any);
+  memcpy(&route.rt_genmask, &any, sizeof any);
+  if (ioctl(fd, SIOCADDRT, &route) < 0 && errno != EEXIST) identity_failed("set the default route");
+}
+
+// Two guests from one snapshot would otherwise draw the same "random" numbers.
+static void take_seed(const char *hex) {
+  struct {
+    struct rand_pool_info head;
+    unsigned char bytes[64];
+  } pool = {.head = {.entropy_count = 0, .buf_size = 0}};
+  size_t count = 0;
+  for (; count < sizeof pool.bytes && sscanf(hex + 2 * count, "%2hhx", &pool.bytes[count]) == 1; count++) {}
+  pool.head.buf_size = (int)count;
+  pool.head.entropy_count = (int)count * 8;
+  int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || ioctl(fd, RNDADDENTROPY, &pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0) identity_failed("seed the random pool");
+  close(fd);
+}
+
+static struct in6_addr ipv6(const char *text) {
+  struct in6_addr address;
+  if (inet_pton(AF_INET6, text, &address) != 1) {
+    errno = EINVAL;
+    identity_failed("read an IPv6 address");
+  }
+  return address;
+}
+
+// As <linux/ipv6.h> has it, which can not be included beside the C library's own headers.
+struct address6_request {
+  struct in6_addr address;
+  uint32_t prefix;
+  int index;
+};
+
+static void take_address6(char *text, const char *gateway) {
+  char *slash = strchr(text, '/');
+  int prefix = slash == NULL ? -1 : atoi(slash + 1);
+  if (prefix < 1 || prefix > 128) {
+    errno = EINVAL;
+    identity_failed("read the IPv6 address");
+  }
+  *slash = '\0';
+  int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) identity_failed("open an IPv6 socket");
+  // The host hands out each address once: nobody need be asked whether it is taken, which takes a second.
+  write_file("/proc/sys/net/ipv6/conf/" NIC "/accept_dad", "0");
+  int index = (int)if_nametoindex(NIC);
+  struct address6_request request = {.address = ipv6(text), .prefix = (uint32_t)prefix, .index = index};
+  if (ioctl(fd, SIOCSIFADDR, &request) < 0 && errno != EEXIST) identity_failed("set the IPv6 address of " NIC);
+  if (strcmp(gateway, "-") != 0) {
+    struct in6_rtmsg route = {.rtmsg_flags = RTF_UP | RTF_GATEWAY, .rtmsg_metric = 1, .rtmsg_ifindex = index};
+    route.rtmsg_gateway = ipv6(gateway);
+    if (ioctl(fd, SIOCADDRT, &route) < 0 && errno != EEXIST) identity_failed("set the IPv6 default route");
+  }
+  close(fd);
+}
+
+// <hostname> <mac|-> <address/prefix|-> <gateway|-> <seed, hexadecimal> <wall clock, ms> <IPv6 address/prefix|-> <gateway|->
+static _Noreturn void take_identity(char *words) {
+  char *word[8], *rest = words;
+  for (int i = 0; i < 8; i++)
+    if ((word[i] = strsep(&rest, " ")) == NULL || *word[i] == '\0') {
+      errno = EINVAL;
+      identity_failed("read the eight words");
+    }
+  set_clock(word[5]);
+  take_seed(word[4]);
+  if (sethostname(word[0], strlen(word[0])) < 0) identity_failed("set the host name");
+  int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) identity_failed("open a socket");
+  if (strcmp(word[1], "-") != 0) take_mac(fd, word[1]);
+  if (strcmp(word[2], "-") != 0) take_address(fd, word[2], word[3]);
+  if (strcmp(word[6], "-") != 0) take_address6(word[6], word[7]);
+  _exit(0);
 }
 
 static void reap_children(struct agent *agent) {
@@ -287,15 +465,21 @@ static void obey(struct agent *agent, char *line) {
   } else if (strcmp(line, "panic") == 0) {
     write_file("/proc/sys/kernel/sysrq", "1");
     write_file("/proc/sysrq-trigger", "c");
-  } else if (strncmp(line, "exec ", 5) == 0) {
-    char *id = line + 5;
+  } else if (strncmp(line, "clock ", 6) == 0) {
+    set_clock(line + 6);
+  } else if (strncmp(line, "exec ", 5) == 0 || strncmp(line, "identity ", 9) == 0) {
+    bool identity = line[0] == 'i';
+    char *id = line + (identity ? 9 : 5);
     char *command = strchr(id, ' ');
     if (command == NULL || command == id || command - id > EXEC_ID_MAX) {
       console("malformed command from the host: %.80s", line);
       return;
     }
     *command++ = '\0';
-    run_command(agent, id, command);
+    if (!identity)
+      run_command(agent, id, command);
+    else if (fork_child(agent, id))
+      take_identity(command);
   } else {
     console("unknown command from the host: %.80s", line);
   }

@@ -28,9 +28,9 @@ export class Daemon {
     private readonly exit: Promise<number | null>,
   ) {
     onInterrupt(() => this.stop());
-    process.once('exit', () => {
-      if (!this.ended) child.kill('SIGTERM');
-    });
+    const endWithUs = () => child.kill('SIGTERM');
+    process.once('exit', endWithUs);
+    void exit.then(() => process.off('exit', endWithUs));
   }
 
   /** Resolves when the API answers. */
@@ -57,8 +57,9 @@ export class Daemon {
         await daemon.client.health();
         return daemon;
       } catch (error) {
-        if (child.exitCode !== null || performance.now() > until) {
-          await daemon.stop();
+        if (child.exitCode !== null || child.signalCode !== null || performance.now() > until) {
+          // A state that was there before is its owner's.
+          await (options.stateDir === undefined ? daemon.stop() : daemon.kill());
           throw new Error(`the daemon did not start: ${words.trim() || String(error)}`);
         }
         await sleep(20);

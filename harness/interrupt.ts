@@ -1,4 +1,5 @@
 /** Ctrl-C and SIGTERM: what was opened is closed, newest first, and then the process ends. */
+import { messageOf } from '../src/errors.js';
 
 const closers = new Set<() => Promise<void> | void>();
 let installed = false;
@@ -22,6 +23,6 @@ async function closeAll(): Promise<void> {
     try {
       await close();
     } catch (error) {
-      console.error(`closing at the end: ${error instanceof Error ? error.message : String(error)}`);
+      console.error(`closing at the end: ${messageOf(error)}`);
     }
 }

@@ -5,12 +5,14 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterClock(env, exports);
   RegisterEpoch(env, exports);
   RegisterFile(env, exports);
+  RegisterImage(env, exports);
   RegisterMemory(env, exports);
   RegisterProbe(env, exports);
   RegisterProcess(env, exports);
   RegisterNetwork(env, exports);
   RegisterAnnounce(env, exports);
   RegisterShaper(env, exports);
+  RegisterPager(env, exports);
   return exports;
 }
 

@@ -2,17 +2,22 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 
 #include "addon.h"
 
-// Staging memory kept between epochs, so that a pause does not pay for page faults; the rest goes back to the host.
-constexpr size_t kWarmStagingBytes = 64u << 20;
+// The share of the RAM that the staging area may hold before it is compressed into the record, and keeps between epochs
+// so that a pause does not pay for page faults. A shadow is to cost 1 % in all.
+constexpr size_t kStagingDivisor = 512;
+constexpr size_t kStagingPagesMin = 128;
+constexpr uint32_t kNoSlot = UINT32_MAX;
+// 16 MiB with each epoch: a commit stays short while a standby fills.
+constexpr size_t kFillPagesPerCommit = 4096;
 
 static int64_t ClockNs(clockid_t clock) {
   struct timespec t;
@@ -45,234 +50,371 @@ class LowPriority {
   const int before_;
 };
 
-static void PunchHole(SharedMemory& memory, size_t page) {
-  if (fallocate(memory.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(page * kPageBytes),
-                kPageBytes) != 0)
-    memset(memory.base + page * kPageBytes, 0, kPageBytes);  // as true, only dearer
-}
-
 EpochBuffer::EpochBuffer(std::shared_ptr<SharedMemory> source, std::shared_ptr<ControlPage> control,
-                         std::unique_ptr<WriteTracker> tracker)
+                         std::unique_ptr<WriteTracker> tracker, std::shared_ptr<ShadowImage> image)
     : source_(std::move(source)),
       control_(std::move(control)),
       tracker_(std::move(tracker)),
+      image_(std::move(image)),
+      states_(control_),
       pages_(source_->bytes / kPageBytes),
-      hash_(BestHashPage()),
-      known_(pages_),
-      slotOf_(pages_),
-      pending_(pages_) {
-  if (getrandom(key_, sizeof key_, 0) != static_cast<ssize_t>(sizeof key_))
-    throw ErrnoFailure(errno, "getrandom", "hash key");
-  static const uint8_t zeros[kPageBytes] = {};
-  zeroHash_ = Hash(zeros);
+      capturedOf_(pages_),
+      pending_(pages_),
+      slotsWarm_(std::max(kStagingPagesMin, pages_ / kStagingDivisor)) {
+  if (image_->pages() != pages_) throw Failure{"ERR_SIZE", "epoch", "shadow image and primary differ in RAM size"};
   void* area = mmap(nullptr, source_->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (area == MAP_FAILED) throw ErrnoFailure(errno, "mmap", "staging area");
   staging_ = static_cast<uint8_t*>(area);
 }
 
-EpochBuffer::~EpochBuffer() { munmap(staging_, source_->bytes); }
+EpochBuffer::~EpochBuffer() {
+  if (recording_) image_->Abandon();
+  munmap(staging_, source_->bytes);
+}
 
 void EpochBuffer::ThrowUnlessAlive() const {
   if (control_->dead()) throw Failure{"ERR_VM_DEAD", "epoch", "the VM's process died"};
 }
 
-CommitStats EpochBuffer::Sync(SharedMemory& target) {
-  if (target.bytes != source_->bytes) throw Failure{"ERR_SIZE", "sync", "shadow and primary differ in RAM size"};
+// ---- Capturing ----
+
+PassStats EpochBuffer::Sync() {
+  const LowPriority behind;
   const Stopwatch stopwatch;
-  CommitStats stats;
-  synced_ = false;  // until this copy is complete: a copy that fails in the middle is neither the old one nor the new
-  if (tracker_) tracker_->ScanAndRearm([](size_t, size_t) {});
+  PassStats stats;
+  Abort();
+  noRoom_.reset();
+  // Until its RAM is filled, a page that is absent is what it will be filled from, which need not be this image.
+  if (control_->page()->lazy != 0 && __atomic_load_n(&control_->page()->filled, __ATOMIC_ACQUIRE) == 0)
+    throw Failure{"ERR_NOT_FILLED", "sync", "the primary's RAM is not filled yet"};
+  synced_ = false;  // until this pass is complete: what it did not look at may differ unnoticed
+  guestRuns_ = true;
+  absentIsZero_ = true;
+  if (tracker_) tracker_->ScanAndRearm({}, [](size_t, size_t) {});
   std::fill(pending_.begin(), pending_.end(), false);
   anyPending_ = false;
-  ResetStaging();
-  undo_.clear();
-  VisitExtents(*source_, [&](size_t from, size_t to, bool hasData) {
-    if (!hasData) {
-      // Nothing in the primary: nothing in the shadow either, whatever it held before.
-      if (fallocate(target.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
-                    static_cast<off_t>(to - from)) != 0)
-        throw ErrnoFailure(errno, "fallocate", "the shadow's RAM");
-      std::fill(known_.begin() + static_cast<ptrdiff_t>(from / kPageBytes),
-                known_.begin() + static_cast<ptrdiff_t>(to / kPageBytes), zeroHash_);
-      return;
-    }
-    for (size_t at = from; at < to; at += kPageBytes) {
-      const size_t page = at / kPageBytes;
-      // The checksum must be of what the shadow got: the guest may write the source page between copy and hash.
-      uint8_t copy[kPageBytes];
-      memcpy(copy, source_->base + at, kPageBytes);
-      const uint64_t hash = Hash(copy);
-      known_[page] = hash;
-      if (hash == zeroHash_) {
-        PunchHole(target, page);
-        stats.zeroPages++;
-      } else {
-        memcpy(target.base + at, copy, kPageBytes);
-      }
-      stats.changedPages++;
-    }
-  });
+  CollectByChecksum(&stats);
+  absentIsZero_ = false;
   ThrowUnlessAlive();
   synced_ = true;
+  stats.stagedPages = captured_.size();
   stopwatch.Stop(&stats);
   return stats;
 }
 
-PassStats EpochBuffer::Collect() {
-  if (!synced_) throw Failure{"ERR_NOT_SYNCED", "collect", "the shadow has no first copy yet"};
+void EpochBuffer::Follow() {
+  ThrowUnlessAlive();
+  synced_ = true;
+}
+
+PassStats EpochBuffer::Collect(const ScanOptions& options) {
+  if (!synced_) throw Failure{"ERR_NOT_SYNCED", "collect", "the primary was not compared with its shadow yet"};
   PassStats stats;
+  ScanResult scan;
   const Stopwatch stopwatch;
+  guestRuns_ = !options.urgent;
+  noRoom_.reset();
   if (tracker_)
-    CollectWritten(&stats);
+    scan = CollectWritten(options, &stats);
   else
     CollectByChecksum(&stats);
+  CollectPending(&stats);
+  if (options.urgent && scan.complete) CollectSuspects(&stats);
   ThrowUnlessAlive();
-  stats.stagedPages = slotPage_.size();
+  if (noRoom_) throw *noRoom_;
+  stats.complete = scan.complete;
+  stats.stagedPages = captured_.size();
   stopwatch.Stop(&stats);
+  stats.cpuNs += scan.helperCpuNs;
   return stats;
 }
 
-void EpochBuffer::CollectWritten(PassStats* stats) {
+ScanResult EpochBuffer::CollectWritten(const ScanOptions& options, PassStats* stats) {
   try {
-    tracker_->ScanAndRearm([&](size_t first, size_t end) {
-      StageRun(first, end);
-      stats->scannedPages += end - first;
-    });
-  } catch (const Failure&) {
-    // Some runs may have been re-armed and not staged. After a failed scan only a full copy is known to be right.
+    return tracker_->ScanAndRearm(options, [&](size_t first, size_t end) { StageRun(first, end, stats); });
+  } catch (...) {
+    // Some runs may have been re-armed and not staged. After a failed scan only a full comparison is known to be right.
     synced_ = false;
     throw;
   }
-  if (anyPending_) {
-    for (size_t page = 0; page < pages_; page++) {
-      if (!pending_[page]) continue;
-      if (slotOf_[page] == 0) {
-        StageRun(page, page + 1);
-        stats->scannedPages++;
-      }
-      pending_[page] = false;
+}
+
+// Pages of an epoch that was given up.
+void EpochBuffer::CollectPending(PassStats* stats) {
+  if (!anyPending_) return;
+  for (size_t page = 0; page < pages_; page++) {
+    if (!pending_[page]) continue;
+    pending_[page] = false;
+    if (capturedOf_[page] == 0) StageRun(page, page + 1, stats);
+  }
+  anyPending_ = noRoom_.has_value();
+}
+
+// Pages that a scrub found to differ. Those that were written since are staged by now; the guest stands still, so that
+// the others are what no scan ever reported.
+void EpochBuffer::CollectSuspects(PassStats* stats) {
+  for (const uint32_t page : suspects_) {
+    if (capturedOf_[page] != 0 || !states_.MayRead(page)) continue;
+    if (image_->HashOf(source_->base + page * kPageBytes) == image_->PageHash(page)) continue;
+    StageRun(page, page + 1, stats);
+    stats->repairedPages++;
+  }
+  suspects_.clear();
+}
+
+EpochBuffer::Captured& EpochBuffer::Stage(size_t page) {
+  if (capturedOf_[page] == 0) {
+    captured_.push_back({static_cast<uint32_t>(page), kNoSlot, 0, false, false});
+    capturedOf_[page] = static_cast<uint32_t>(captured_.size());
+  }
+  Captured& captured = captured_[capturedOf_[page] - 1];
+  if (captured.slot == kNoSlot) captured.slot = static_cast<uint32_t>(slotsUsed_++);
+  captured.hashed = false;
+  return captured;
+}
+
+void EpochBuffer::StageRun(size_t firstPage, size_t endPage, PassStats* stats) {
+  for (size_t page = firstPage; page < endPage; page++) {
+    // A page that was not filled in yet is reported too, and is what the image holds.
+    if (!states_.MayRead(page)) continue;
+    if (noRoom_) {
+      pending_[page] = anyPending_ = true;
+      continue;
     }
-    anyPending_ = false;
+    memcpy(Slot(Stage(page).slot), source_->base + page * kPageBytes, kPageBytes);
+    stats->scannedPages++;
+    stats->copiedPages++;
+    SpillWhenFull();
   }
-  stats->copiedPages = stats->scannedPages;
 }
 
-size_t EpochBuffer::Stage(size_t page) {
-  if (slotOf_[page] == 0) {
-    slotPage_.push_back(static_cast<uint32_t>(page));
-    if (!tracker_) slotHash_.push_back(0);
-    slotOf_[page] = static_cast<uint32_t>(slotPage_.size());
-  }
-  return slotOf_[page] - 1;
+void EpochBuffer::StageHashed(size_t page, const uint8_t* content, uint64_t hash) {
+  Captured& captured = Stage(page);
+  if (content == nullptr)
+    memset(Slot(captured.slot), 0, kPageBytes);
+  else
+    memcpy(Slot(captured.slot), content, kPageBytes);
+  // The guest may have written the page between its checksum and the copy.
+  captured.hash = content == nullptr ? hash : image_->HashOf(Slot(captured.slot));
+  captured.hashed = true;
 }
 
-void EpochBuffer::StageRun(size_t firstPage, size_t endPage) {
-  for (size_t page = firstPage; page < endPage; page++)
-    memcpy(Slot(Stage(page)), source_->base + page * kPageBytes, kPageBytes);
+// What this page is known to be: as captured last, else as the image has it.
+uint64_t EpochBuffer::LastHash(size_t page) const {
+  if (capturedOf_[page] == 0) return image_->PageHash(page);
+  return captured_[capturedOf_[page] - 1].hash;
 }
 
 // Looks at every page that has memory, and at those that had some: a page may have been given back (balloon).
 void EpochBuffer::CollectByChecksum(PassStats* stats) {
   VisitExtents(*source_, [&](size_t from, size_t to, bool hasData) {
     for (size_t page = from / kPageBytes; page < to / kPageBytes; page++) {
-      const uint64_t last = slotOf_[page] ? slotHash_[slotOf_[page] - 1] : known_[page];
-      if (!hasData) {
-        if (last == zeroHash_) continue;
-        const size_t slot = Stage(page);
-        memset(Slot(slot), 0, kPageBytes);
-        slotHash_[slot] = zeroHash_;
-        stats->copiedPages++;
-        continue;
-      }
-      stats->scannedPages++;
-      const uint8_t* live = source_->base + page * kPageBytes;
-      if (Hash(live) == last) continue;
-      const size_t slot = Stage(page);
-      memcpy(Slot(slot), live, kPageBytes);
-      slotHash_[slot] = Hash(Slot(slot));
+      const bool present = states_.MayRead(page);
+      if (!present && !absentIsZero_) continue;
+      const uint8_t* live = hasData && present ? source_->base + page * kPageBytes : nullptr;
+      if (live != nullptr) stats->scannedPages++;
+      const uint64_t hash = live != nullptr ? image_->HashOf(live) : image_->ZeroHash();
+      if (hash == LastHash(page)) continue;
+      StageHashed(page, live, hash);
       stats->copiedPages++;
+      SpillWhenFull();
+      if (noRoom_) throw *noRoom_;  // what was looked at is looked at again
     }
   });
-  anyPending_ = false;
 }
 
-CommitStats EpochBuffer::Commit(SharedMemory& target, size_t undoEpochs) {
-  if (target.bytes != source_->bytes) throw Failure{"ERR_SIZE", "commit", "shadow and primary differ in RAM size"};
-  if (!synced_) throw Failure{"ERR_NOT_SYNCED", "commit", "the shadow has no first copy yet"};
+ScrubStats EpochBuffer::Scrub(size_t firstPage, size_t count) {
+  if (!synced_) throw Failure{"ERR_NOT_SYNCED", "scrub", "the primary was not compared with its shadow yet"};
+  ScrubStats stats;
+  const size_t end = std::min(pages_, firstPage + count);
+  VisitExtents(*source_, [&](size_t from, size_t to, bool hasData) {
+    for (size_t page = std::max(firstPage, from / kPageBytes); page < std::min(end, to / kPageBytes); page++) {
+      if (capturedOf_[page] != 0 || !states_.MayRead(page)) continue;
+      stats.comparedPages++;
+      const uint64_t hash = hasData ? image_->HashOf(source_->base + page * kPageBytes) : image_->ZeroHash();
+      if (hash == image_->PageHash(page)) continue;
+      suspects_.push_back(static_cast<uint32_t>(page));
+      stats.suspectPages++;
+    }
+  });
+  ThrowUnlessAlive();
+  stats.nextPage = end >= pages_ ? 0 : end;
+  return stats;
+}
+
+// ---- Recording ----
+
+// A failure is told at the end of the pass: a tracker's scan that ends in the middle has re-armed pages that it did not
+// report, and after that only a full comparison would do.
+void EpochBuffer::SpillWhenFull() {
+  if (!guestRuns_ || slotsUsed_ < slotsWarm_) return;
+  try {
+    for (Captured& captured : captured_) Record(captured);
+  } catch (const Failure& failure) {
+    Abort();
+    noRoom_ = failure;
+    return;
+  }
+  slotsTouched_ = slotsWarm_;
+  slotsUsed_ = 0;
+}
+
+// Moves a page from its slot into the image's open record, which drops it when it is what the image holds.
+void EpochBuffer::Record(Captured& captured) {
+  if (captured.slot == kNoSlot) return;
+  const uint8_t* content = Slot(captured.slot);
+  if (!captured.hashed) captured.hash = image_->HashOf(content);
+  captured.hashed = true;
+  captured.slot = kNoSlot;
+  if (!recording_) image_->Begin();
+  recording_ = true;
+  image_->Add(captured.page, captured.hash, content);
+}
+
+EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes,
+                               const Resident* resident) {
+  if (!synced_) throw Failure{"ERR_NOT_SYNCED", "commit", "the primary was not compared with its shadow yet"};
+  if (resident != nullptr && resident->ram->bytes != source_->bytes)
+    throw Failure{"ERR_SIZE", "commit", "shadow and primary differ in RAM size"};
   const Stopwatch stopwatch;
-  CommitStats stats;
-  // The oldest record's memory serves for the new one: commits would otherwise pay for its page faults each time.
-  Undo undo;
-  while (undo_.size() >= std::max<size_t>(undoEpochs, 1)) {
-    undo = std::move(undo_.front());
-    undo_.pop_front();
-  }
-  undo.pages.clear();
-  undo.hashes.clear();
-  undo.contents.clear();
-  for (size_t slot = 0; slot < slotPage_.size(); slot++) {
-    const size_t page = slotPage_[slot];
-    const uint64_t hash = tracker_ ? Hash(Slot(slot)) : slotHash_[slot];
-    if (hash == known_[page]) {
-      stats.droppedPages++;
-      continue;
+  EpochStats stats;
+  try {
+    // The slots' contents stay where they are: the resident part of the shadow is refreshed from them below.
+    for (Captured& captured : captured_) {
+      const uint32_t slot = captured.slot;
+      Record(captured);
+      captured.slot = slot;
+      captured.changed = captured.hash != image_->PageHash(captured.page);
+      stats.changedPages += captured.changed;
+      stats.zeroPages += captured.changed && captured.hash == image_->ZeroHash();
     }
-    if (undoEpochs > 0) Save(&undo, target, page);
-    if (hash == zeroHash_) {
-      PunchHole(target, page);
-      stats.zeroPages++;
-    } else {
-      memcpy(target.base + page * kPageBytes, Slot(slot), kPageBytes);
-    }
-    known_[page] = hash;
-    stats.changedPages++;
+    stats.droppedPages = captured_.size() - stats.changedPages;
+    if (!recording_) image_->Begin();
+    recording_ = true;
+    const EpochMeta meta = {image_->LastEpoch() + 1, image_->HeadEpoch(), cut.generation, cut.wallMs, cut.monotonicNs};
+    stats.storedBytes = image_->Commit(meta, deviceState, deviceBytes).storedBytes;
+    recording_ = false;
+    stats.epoch = meta.epoch;
+  } catch (const Failure&) {
+    Abort();
+    throw;
   }
-  if (undoEpochs > 0) undo_.push_back(std::move(undo));
+  if (resident != nullptr) Refresh(*resident);
   ResetStaging();
   stopwatch.Stop(&stats);
   return stats;
 }
 
-void EpochBuffer::Save(Undo* undo, const SharedMemory& target, size_t page) {
-  undo->pages.push_back(static_cast<uint32_t>(page));
-  undo->hashes.push_back(known_[page]);
-  if (known_[page] == zeroHash_) return;
-  const uint8_t* from = target.base + page * kPageBytes;
-  undo->contents.insert(undo->contents.end(), from, from + kPageBytes);
+// ---- The resident part of the shadow ----
+
+static void PutZeros(const SharedMemory& ram, size_t page) {
+  if (fallocate(ram.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(page * kPageBytes),
+                kPageBytes) != 0)
+    memset(ram.base + page * kPageBytes, 0, kPageBytes);  // as true, only dearer
 }
 
-void EpochBuffer::Rewind(SharedMemory& target, size_t epochs) {
-  if (target.bytes != source_->bytes) throw Failure{"ERR_SIZE", "rewind", "shadow and primary differ in RAM size"};
-  if (epochs > undo_.size()) throw Failure{"ERR_NO_UNDO", "rewind", "not so many epochs are kept for rewinding"};
-  for (; epochs > 0; epochs--) {
-    const Undo undo = std::move(undo_.back());
-    undo_.pop_back();
-    const uint8_t* content = undo.contents.data();
-    for (size_t i = 0; i < undo.pages.size(); i++) {
-      const size_t page = undo.pages[i];
-      known_[page] = undo.hashes[i];
-      pending_[page] = true;  // the source still has what is taken back here, and the kernel will not report it again
-      anyPending_ = true;
-      if (undo.hashes[i] == zeroHash_) {
-        PunchHole(target, page);
-      } else {
-        memcpy(target.base + page * kPageBytes, content, kPageBytes);
-        content += kPageBytes;
-      }
+bool EpochBuffer::MayGrow(const Resident& resident) const {
+  return static_cast<double>(residentPages_) < resident.share * static_cast<double>(pages_);
+}
+
+// Nobody else fills a QEMU that waits: its pager starts when it wakes up, after the last commit.
+void EpochBuffer::Install(const Resident& resident, size_t page, const uint8_t* content) {
+  PageStates states(resident.control);
+  if (states.Get(page) != SHADOWVM_PAGE_PRESENT) residentPages_++;
+  if (content == nullptr)
+    PutZeros(*resident.ram, page);
+  else
+    memcpy(resident.ram->base + page * kPageBytes, content, kPageBytes);
+  states.Settle(page, SHADOWVM_PAGE_PRESENT);
+}
+
+// Pages that are resident get what was just committed; others become resident while there is room, since what was
+// written last will be needed first. The rest is filled when the QEMU wakes up.
+void EpochBuffer::Refresh(const Resident& resident) {
+  if (filled_ != resident.control) {
+    filled_ = resident.control;
+    fillOrder_ = image_->FillOrder();
+    std::reverse(fillOrder_.begin(), fillOrder_.end());
+    residentPages_ = 0;
+  }
+  const PageStates states(resident.control);
+  uint8_t page[kPageBytes];
+  for (const Captured& captured : captured_) {
+    if (!captured.changed) continue;
+    if (states.Get(captured.page) != SHADOWVM_PAGE_PRESENT && !MayGrow(resident)) continue;
+    const uint8_t* content = captured.slot != kNoSlot ? Slot(captured.slot) : page;
+    if (captured.hash == image_->ZeroHash())
+      content = nullptr;
+    else if (captured.slot == kNoSlot)
+      image_->ReadPage(captured.page, page);
+    Install(resident, captured.page, content);
+  }
+  FillSome(resident);
+}
+
+// A part of the image at each commit: on this thread, so that no page can get an older content than a commit gave it.
+void EpochBuffer::FillSome(const Resident& resident) {
+  const PageStates states(resident.control);
+  for (size_t filled = 0; filled < kFillPagesPerCommit && !fillOrder_.empty() && MayGrow(resident);) {
+    const size_t next = fillOrder_.back();
+    fillOrder_.pop_back();
+    if (states.Get(next) == SHADOWVM_PAGE_PRESENT) continue;
+    try {
+      image_->ReadAround(next, scratch_, [&](size_t page, const uint8_t* content) {
+        if (states.Get(page) == SHADOWVM_PAGE_PRESENT) return;
+        Install(resident, page, content);
+        filled++;
+      });
+    } catch (const Failure& failure) {
+      // No reason to end the epochs: the page stays absent, and is told of when it is needed.
+      if (failure.code != "ERR_IMAGE_CORRUPT") throw;
     }
+  }
+  if (fillOrder_.empty()) fillOrder_.shrink_to_fit();
+}
+
+void EpochBuffer::Rewind(uint64_t epoch, const Resident* resident) {
+  Abort();
+  std::vector<uint64_t> before;
+  if (resident != nullptr) {
+    before.resize(pages_);
+    for (size_t page = 0; page < pages_; page++) before[page] = image_->PageHash(page);
+  }
+  image_->Rewind(epoch);
+  synced_ = false;  // what is given up now is reported no more
+  if (resident == nullptr) return;
+  const PageStates states(resident->control);
+  uint8_t content[kPageBytes];
+  for (size_t page = 0; page < pages_; page++) {
+    const uint64_t hash = image_->PageHash(page);
+    if (hash == before[page] || states.Get(page) != SHADOWVM_PAGE_PRESENT) continue;
+    const bool zero = hash == image_->ZeroHash();
+    if (!zero) image_->ReadPage(page, content);
+    Install(*resident, page, zero ? nullptr : content);
   }
 }
 
+size_t EpochBuffer::MemoryBytes() const {
+  return capturedOf_.capacity() * sizeof capturedOf_[0] + captured_.capacity() * sizeof captured_[0] +
+         pending_.capacity() / 8 + fillOrder_.capacity() * sizeof fillOrder_[0] +
+         suspects_.capacity() * sizeof suspects_[0] + slotsTouched_ * kPageBytes;
+}
+
 void EpochBuffer::Abort() {
-  for (const uint32_t page : slotPage_) pending_[page] = true;
-  anyPending_ = anyPending_ || !slotPage_.empty();
+  for (const Captured& captured : captured_) pending_[captured.page] = true;
+  anyPending_ = anyPending_ || !captured_.empty();
+  if (recording_) image_->Abandon();
+  recording_ = false;
   ResetStaging();
 }
 
 void EpochBuffer::ResetStaging() {
-  for (const uint32_t page : slotPage_) slotOf_[page] = 0;
-  const size_t used = slotPage_.size() * kPageBytes;
-  if (used > kWarmStagingBytes) madvise(staging_ + kWarmStagingBytes, used - kWarmStagingBytes, MADV_DONTNEED);
-  slotPage_.clear();
-  slotHash_.clear();
+  for (const Captured& captured : captured_) capturedOf_[captured.page] = 0;
+  captured_.clear();
+  if (captured_.capacity() > 4 * slotsWarm_) captured_.shrink_to_fit();
+  slotsTouched_ = std::min(slotsWarm_, std::max(slotsTouched_, slotsUsed_));
+  // What a pause took beyond the usual goes back to the host.
+  if (slotsUsed_ > slotsWarm_)
+    madvise(Slot(slotsWarm_), (slotsUsed_ - slotsWarm_) * kPageBytes, MADV_DONTNEED);
+  slotsUsed_ = 0;
 }

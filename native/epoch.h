@@ -1,93 +1,147 @@
-// One VM's memory epochs: collect what changed, then apply it to the shadow whole or not at all.
+// One VM's memory epochs: collect what changed, then commit it to the shadow image whole or not at all.
 #pragma once
 #include <cstdint>
-#include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "checksum.h"
+#include "image/shadow_image.h"
 #include "memory.h"
+#include "page_states.h"
 #include "process.h"
 #include "tracker.h"
 
 struct PassStats {
-  uint64_t scannedPages = 0;  // looked at: reported as written, or checksummed
-  uint64_t stagedPages = 0;   // held in the staging area after this pass
-  uint64_t copiedPages = 0;   // copied by this pass
+  uint64_t scannedPages = 0;   // looked at: reported as written, or checksummed
+  uint64_t stagedPages = 0;    // of this epoch so far
+  uint64_t copiedPages = 0;    // copied by this pass
+  uint64_t repairedPages = 0;  // differed from the shadow although nobody had reported them as written
+  bool complete = true;        // false: there may be more written pages than ScanOptions allowed for
   int64_t ns = 0;
   int64_t cpuNs = 0;
 };
 
-struct CommitStats {
-  uint64_t changedPages = 0;  // written to the shadow
+struct EpochStats {
+  uint64_t epoch = 0;
+  uint64_t changedPages = 0;  // in this epoch's record
   uint64_t zeroPages = 0;     // of those, now all zeros
   uint64_t droppedPages = 0;  // captured, but their checksum is the known one
+  uint64_t storedBytes = 0;   // what the record takes on the disk
   int64_t ns = 0;
   int64_t cpuNs = 0;
+};
+
+struct ScrubStats {
+  size_t nextPage = 0;
+  uint64_t comparedPages = 0;
+  uint64_t suspectPages = 0;  // differ now; the next epoch tells whether they were just written
+};
+
+// The waiting QEMU whose resident part commits fill and keep fresh.
+struct Resident {
+  std::shared_ptr<SharedMemory> ram;
+  std::shared_ptr<ControlPage> control;
+  double share;  // of the RAM that is to be resident, 0 to 1
+};
+
+// When an epoch was cut.
+struct EpochCut {
+  uint32_t generation;
+  int64_t wallMs;
+  int64_t monotonicNs;
 };
 
 // Life of an epoch: Collect() any number of times while the guest runs, Collect() once more while it stands still, then
 // Commit() or Abort(). Pages of an aborted epoch are collected again by the next one.
 //
-// Pages lie in a staging area until the commit, so an epoch that does not become whole never touches the shadow.
-// Copying straight into the shadow would save a copy and lose exactly that.
+// Captured pages lie in a small staging area. What does not fit is compressed into the image's open record while the
+// guest still runs; the record counts only once it is committed, so an epoch that does not become whole leaves nothing.
 //
 // Not thread-safe: one caller at a time (the VM's worker).
 class EpochBuffer {
  public:
   // Without a tracker the delta is found by checksums alone.
   EpochBuffer(std::shared_ptr<SharedMemory> source, std::shared_ptr<ControlPage> control,
-              std::unique_ptr<WriteTracker> tracker);
+              std::unique_ptr<WriteTracker> tracker, std::shared_ptr<ShadowImage> image);
   ~EpochBuffer();
   EpochBuffer(const EpochBuffer&) = delete;
   EpochBuffer& operator=(const EpochBuffer&) = delete;
 
-  // Starts tracking, then makes the target a (torn) copy of the source while the guest runs. What changes meanwhile is
-  // found by the next Collect, so the target is consistent from the first commit on.
-  CommitStats Sync(SharedMemory& target);
-  PassStats Collect();
-  // Keeps what the target held before, for Rewind, of this epoch and of the `undoEpochs - 1` before it.
-  CommitStats Commit(SharedMemory& target, size_t undoEpochs);
+  // Starts tracking and captures every page that is not what the image holds, while the guest runs. What changes
+  // meanwhile is found by the next Collect, so the next commit is the first consistent one. ERR_NOT_FILLED while a lazy
+  // RAM is still being filled.
+  PassStats Sync();
+  // Instead of Sync(): the memory was filled from the image, and every write since is still to be reported.
+  void Follow();
+  // Urgent: the guest stands still, and nothing is compressed meanwhile. The options matter to a tracker only: checksums
+  // are always of all pages, by one thread.
+  PassStats Collect(const ScanOptions& options);
+  // Throws what the image throws (no space, full), with the image as it was and the pages left for the next epoch.
+  EpochStats Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes, const Resident* resident);
   void Abort();
-  // Takes the newest `epochs` commits back. Throws ERR_NO_UNDO, with nothing changed, when not so many are kept.
-  void Rewind(SharedMemory& target, size_t epochs);
-  size_t stagedPages() const { return slotPage_.size(); }
+  // The image goes back to an epoch, and the resident pages with it. Throws ERR_NO_EPOCH, with nothing changed.
+  void Rewind(uint64_t epoch, const Resident* resident);
+  // Compares pages with the image, from `firstPage` on, and wraps around at the end. What differs and was not written is
+  // repaired by the next epoch.
+  ScrubStats Scrub(size_t firstPage, size_t count);
+  // What this object takes, but for the image's part. May be asked from any thread: an estimate then.
+  size_t MemoryBytes() const;
 
  private:
-  void CollectWritten(PassStats* stats);
+  // A page captured for this epoch; its content is in a slot, or already in the image's open record.
+  struct Captured {
+    uint32_t page;
+    uint32_t slot;
+    uint64_t hash;  // of the content in the record; in checksum mode and after Sync also of the one in the slot
+    bool hashed;
+    bool changed;   // in a commit: not what the image held before
+  };
+
+  ScanResult CollectWritten(const ScanOptions& options, PassStats* stats);
   void CollectByChecksum(PassStats* stats);
-  void StageRun(size_t firstPage, size_t endPage);
+  void CollectPending(PassStats* stats);
+  void CollectSuspects(PassStats* stats);
+  void StageRun(size_t firstPage, size_t endPage, PassStats* stats);
+  Captured& Stage(size_t page);
+  void StageHashed(size_t page, const uint8_t* content, uint64_t hash);
   uint8_t* Slot(size_t slot) const { return staging_ + slot * kPageBytes; }
-  size_t Stage(size_t page);
-  uint64_t Hash(const uint8_t* page) const { return hash_(page, key_); }
+  uint64_t LastHash(size_t page) const;
+  void SpillWhenFull();
+  void Record(Captured& captured);
+  void Refresh(const Resident& resident);
+  void FillSome(const Resident& resident);
+  bool MayGrow(const Resident& resident) const;
+  void Install(const Resident& resident, size_t page, const uint8_t* content);
   void ThrowUnlessAlive() const;
   void ResetStaging();
-
-  // What one commit replaced.
-  struct Undo {
-    std::vector<uint32_t> pages;
-    std::vector<uint64_t> hashes;
-    std::vector<uint8_t> contents;  // kPageBytes for each page that was not all zeros, in order
-  };
-  void Save(Undo* undo, const SharedMemory& target, size_t page);
-  std::deque<Undo> undo_;  // newest last
 
   const std::shared_ptr<SharedMemory> source_;
   const std::shared_ptr<ControlPage> control_;
   const std::unique_ptr<WriteTracker> tracker_;
+  const std::shared_ptr<ShadowImage> image_;
+  const PageStates states_;
   const size_t pages_;
-  const HashPage hash_;
-  uint8_t key_[kHashKeyBytes];
-  uint64_t zeroHash_;
   bool synced_ = false;
+  bool recording_ = false;  // the image has an open record
+  bool absentIsZero_ = false;  // in a full comparison of a RAM that is filled: what was never installed is zeros
+  bool guestRuns_ = false;  // during this pass: what does not fit may be compressed at once
+  std::optional<Failure> noRoom_;  // why this pass could not compress: it ends by that, with its pages pending
 
-  // 8 + 4 bytes per page: 0.3 % of the RAM.
-  std::vector<uint64_t> known_;   // page → checksum of what the shadow holds
-  std::vector<uint32_t> slotOf_;  // page → its slot + 1, 0 when not staged
-  std::vector<bool> pending_;     // page → to be collected again after an abort
+  std::vector<uint32_t> capturedOf_;  // page → its place in captured_ + 1, 0 when not captured: 0.1 % of the RAM
+  std::vector<Captured> captured_;
+  std::vector<bool> pending_;  // page → to be collected again after an abort
   bool anyPending_ = false;
+  std::vector<uint32_t> suspects_;
 
-  uint8_t* staging_;                 // address space for all pages; memory is taken as slots fill
-  std::vector<uint32_t> slotPage_;   // slot → page
-  std::vector<uint64_t> slotHash_;   // slot → checksum; kept only without a tracker
+  // The filling of the waiting QEMU that a commit saw last.
+  std::shared_ptr<ControlPage> filled_;
+  std::vector<uint32_t> fillOrder_;  // what is left of it, the next page last
+  size_t residentPages_ = 0;
+  PageScratch scratch_;
+
+  uint8_t* staging_;  // address space for all pages; memory is taken as slots fill
+  size_t slotsUsed_ = 0;
+  size_t slotsTouched_ = 0;  // of the warm ones: they stay
+  const size_t slotsWarm_;
 };

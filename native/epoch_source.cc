@@ -4,6 +4,7 @@
 
 #include "addon.h"
 #include "epoch.h"
+#include "image/image_object.h"
 #include "worker.h"
 
 class EpochSource : public Napi::ObjectWrap<EpochSource> {
@@ -13,10 +14,13 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
 
  private:
   Napi::Value Sync(const Napi::CallbackInfo& info);
+  Napi::Value Follow(const Napi::CallbackInfo& info);
   Napi::Value Collect(const Napi::CallbackInfo& info);
   Napi::Value Commit(const Napi::CallbackInfo& info);
   Napi::Value Rewind(const Napi::CallbackInfo& info);
+  Napi::Value Scrub(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
+  Napi::Value MemoryBytes(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
   // Runs a job on the worker. Whatever speaks against it is a rejection too: callers look at the promise only.
   template <typename MakeJob>
@@ -26,19 +30,13 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   std::unique_ptr<Worker> worker_;
 };
 
-// A small whole number; bounded, since each of these epochs costs memory.
-static size_t CountArgument(const Napi::CallbackInfo& info, size_t index) {
-  const double count = index < info.Length() && info[index].IsNumber() ? info[index].As<Napi::Number>().DoubleValue() : -1;
-  if (!(count >= 0 && count <= 1024) || count != static_cast<double>(static_cast<size_t>(count)))
-    throw MakeError(info.Env(), "ERR_SIZE", "epochSource", "a number of epochs is a whole number of 0 to 1024");
-  return static_cast<size_t>(count);
-}
-
-static Napi::Object ToObject(Napi::Env env, const CommitStats& stats) {
+static Napi::Object ToObject(Napi::Env env, const EpochStats& stats) {
   Napi::Object result = Napi::Object::New(env);
+  result.Set("epoch", static_cast<double>(stats.epoch));
   result.Set("changedPages", static_cast<double>(stats.changedPages));
   result.Set("zeroPages", static_cast<double>(stats.zeroPages));
   result.Set("droppedPages", static_cast<double>(stats.droppedPages));
+  result.Set("storedBytes", static_cast<double>(stats.storedBytes));
   result.Set("ms", static_cast<double>(stats.ns) / 1e6);
   result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
   return result;
@@ -49,24 +47,38 @@ static Napi::Object ToObject(Napi::Env env, const PassStats& stats) {
   result.Set("scannedPages", static_cast<double>(stats.scannedPages));
   result.Set("stagedPages", static_cast<double>(stats.stagedPages));
   result.Set("copiedPages", static_cast<double>(stats.copiedPages));
+  result.Set("repairedPages", static_cast<double>(stats.repairedPages));
+  result.Set("complete", stats.complete);
   result.Set("ms", static_cast<double>(stats.ns) / 1e6);
   result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
   return result;
 }
 
+// {ram, control, share}, or null where no part of the shadow is resident.
+static std::shared_ptr<Resident> ResidentArgument(Napi::Value value) {
+  if (!value.IsObject()) return nullptr;
+  const Napi::Object waiting = value.As<Napi::Object>();
+  const double share = waiting.Get("share").ToNumber().DoubleValue();
+  return std::make_shared<Resident>(
+      Resident{GuestRam::From(waiting.Get("ram")), QemuControl::From(waiting.Get("control")), share});
+}
+
 void EpochSource::Register(Napi::Env env, Napi::Object exports) {
   exports.Set("EpochSource",
               DefineClass(env, "EpochSource",
-                          {InstanceMethod<&EpochSource::Sync>("sync"), InstanceMethod<&EpochSource::Collect>("collect"),
-                           InstanceMethod<&EpochSource::Commit>("commit"),
-                           InstanceMethod<&EpochSource::Rewind>("rewind"), InstanceMethod<&EpochSource::Abort>("abort"),
+                          {InstanceMethod<&EpochSource::Sync>("sync"), InstanceMethod<&EpochSource::Follow>("follow"),
+                           InstanceMethod<&EpochSource::Collect>("collect"),
+                           InstanceMethod<&EpochSource::Commit>("commit"), InstanceMethod<&EpochSource::Scrub>("scrub"),
+                           InstanceMethod<&EpochSource::Rewind>("rewind"),
+                           InstanceMethod<&EpochSource::Abort>("abort"),
+                           InstanceMethod<&EpochSource::MemoryBytes>("memoryBytes"),
                            InstanceMethod<&EpochSource::Close>("close")}));
 }
 
-// EpochSource({ram, control, pid, tracking: 'write' | 'checksum'})
+// EpochSource({ram, control, pid, tracking: 'write' | 'checksum', image})
 EpochSource::EpochSource(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EpochSource>(info) {
   Napi::Env env = info.Env();
-  const char* const usage = "EpochSource({ram, control, pid, tracking: 'write' | 'checksum'})";
+  const char* const usage = "EpochSource({ram, control, pid, tracking: 'write' | 'checksum', image})";
   if (!info[0].IsObject()) throw MakeTypeError(env, "EpochSource", usage);
   Napi::Object options = info[0].As<Napi::Object>();
   const int pid = static_cast<int>(WholeNumber(options.Get("pid"), 1, INT_MAX, "EpochSource", usage));
@@ -75,11 +87,12 @@ EpochSource::EpochSource(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Epoc
   if (mode != "write" && mode != "checksum") throw MakeTypeError(env, "EpochSource", usage);
   const std::shared_ptr<SharedMemory> ram = GuestRam::From(options.Get("ram"));
   const std::shared_ptr<ControlPage> control = QemuControl::From(options.Get("control"));
+  const std::shared_ptr<ShadowImage> image = ShadowImageObject::From(options.Get("image"));
   try {
     std::unique_ptr<WriteTracker> tracker;
     if (mode == "write")
       tracker = std::make_unique<WriteTracker>(pid, control, ram->bytes);
-    buffer_ = std::make_shared<EpochBuffer>(ram, control, std::move(tracker));
+    buffer_ = std::make_shared<EpochBuffer>(ram, control, std::move(tracker), image);
   } catch (const Failure& f) {
     throw MakeError(env, f.code, f.syscall, f.message);
   } catch (const std::bad_alloc&) {
@@ -102,38 +115,91 @@ Napi::Value EpochSource::Run(Napi::Env env, MakeJob makeJob) {
 
 Napi::Value EpochSource::Sync(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
-    return [buffer = buffer_, target = GuestRam::From(info[0])]() -> Worker::Finish {
-      const CommitStats stats = buffer->Sync(*target);
+    return [buffer = buffer_]() -> Worker::Finish {
+      const PassStats stats = buffer->Sync();
       return [stats](Napi::Env env) { return ToObject(env, stats); };
     };
   });
 }
 
-Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
+Napi::Value EpochSource::Follow(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
     return [buffer = buffer_]() -> Worker::Finish {
-      const PassStats stats = buffer->Collect();
+      buffer->Follow();
+      return [](Napi::Env env) { return env.Undefined(); };
+    };
+  });
+}
+
+// collect({urgent?: boolean, pagesMax?: number})
+Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
+  return Run(info.Env(), [&] {
+    ScanOptions options;
+    if (info[0].IsObject()) {
+      const Napi::Object given = info[0].As<Napi::Object>();
+      options.urgent = given.Get("urgent").ToBoolean();
+      const Napi::Value pagesMax = given.Get("pagesMax");
+      if (!pagesMax.IsUndefined())
+        options.pagesMax = static_cast<size_t>(WholeNumber(pagesMax, 1, INT_MAX, "collect", "{pagesMax} is a number of pages"));
+    }
+    return [buffer = buffer_, options]() -> Worker::Finish {
+      const PassStats stats = buffer->Collect(options);
       return [stats](Napi::Env env) { return ToObject(env, stats); };
     };
   });
 }
 
+// commit({generation, cutAtWallMs, cutAtNs: bigint}, deviceState: Buffer, resident: {ram, control, share} | null)
 Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
-    const size_t undoEpochs = CountArgument(info, 1);
-    return [buffer = buffer_, target = GuestRam::From(info[0]), undoEpochs]() -> Worker::Finish {
-      const CommitStats stats = buffer->Commit(*target, undoEpochs);
+    Napi::Env env = info.Env();
+    const char* const usage = "commit({generation, cutAtWallMs, cutAtNs}, deviceState: Buffer, {ram, control, share} | null)";
+    if (!info[0].IsObject() || !info[1].IsBuffer()) throw MakeTypeError(env, "commit", usage);
+    const Napi::Object when = info[0].As<Napi::Object>();
+    if (!when.Get("cutAtNs").IsBigInt()) throw MakeTypeError(env, "commit", usage);
+    bool lossless = false;
+    const EpochCut cut = {
+        static_cast<uint32_t>(WholeNumber(when.Get("generation"), 0, UINT32_MAX, "commit", usage)),
+        WholeNumber(when.Get("cutAtWallMs"), 0, 9007199254740991.0, "commit", usage),
+        when.Get("cutAtNs").As<Napi::BigInt>().Int64Value(&lossless),
+    };
+    // Copied: JavaScript may write its buffer, or let it go, before the worker is done.
+    const auto device = info[1].As<Napi::Buffer<uint8_t>>();
+    std::vector<uint8_t> deviceState(device.Data(), device.Data() + device.Length());
+    return [buffer = buffer_, cut, deviceState = std::move(deviceState),
+            resident = ResidentArgument(info[2])]() -> Worker::Finish {
+      const EpochStats stats = buffer->Commit(cut, deviceState.data(), deviceState.size(), resident.get());
       return [stats](Napi::Env env) { return ToObject(env, stats); };
     };
   });
 }
 
+// rewind(epoch, resident: {ram, control, share} | null)
 Napi::Value EpochSource::Rewind(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
-    const size_t epochs = CountArgument(info, 1);
-    return [buffer = buffer_, target = GuestRam::From(info[0]), epochs]() -> Worker::Finish {
-      buffer->Rewind(*target, epochs);
+    const auto epoch = static_cast<uint64_t>(WholeNumber(info[0], 1, 9007199254740991.0, "rewind", "rewind(epoch)"));
+    return [buffer = buffer_, epoch, resident = ResidentArgument(info[1])]() -> Worker::Finish {
+      buffer->Rewind(epoch, resident.get());
       return [](Napi::Env env) { return env.Undefined(); };
+    };
+  });
+}
+
+// scrub(firstPage, count): {nextPage, comparedPages, suspectPages}
+Napi::Value EpochSource::Scrub(const Napi::CallbackInfo& info) {
+  return Run(info.Env(), [&] {
+    const char* const usage = "scrub(firstPage, count)";
+    const auto first = static_cast<size_t>(WholeNumber(info[0], 0, UINT32_MAX, "scrub", usage));
+    const auto count = static_cast<size_t>(WholeNumber(info[1], 1, UINT32_MAX, "scrub", usage));
+    return [buffer = buffer_, first, count]() -> Worker::Finish {
+      const ScrubStats stats = buffer->Scrub(first, count);
+      return [stats](Napi::Env env) {
+        Napi::Object result = Napi::Object::New(env);
+        result.Set("nextPage", static_cast<double>(stats.nextPage));
+        result.Set("comparedPages", static_cast<double>(stats.comparedPages));
+        result.Set("suspectPages", static_cast<double>(stats.suspectPages));
+        return result;
+      };
     };
   });
 }
@@ -145,6 +211,11 @@ Napi::Value EpochSource::Abort(const Napi::CallbackInfo& info) {
       return [](Napi::Env env) { return env.Undefined(); };
     };
   });
+}
+
+Napi::Value EpochSource::MemoryBytes(const Napi::CallbackInfo& info) {
+  if (!buffer_) throw MakeError(info.Env(), "ERR_CLOSED", "epochSource", "this epoch source is closed");
+  return Napi::Number::New(info.Env(), static_cast<double>(buffer_->MemoryBytes()));
 }
 
 // close(): idempotent. ERR_BUSY while an operation is under way: its promise must settle first.

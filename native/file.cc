@@ -4,7 +4,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <climits>
+
 #include "addon.h"
+#include "descriptor.h"
+#include "worker.h"
 
 // lockFile(path): fd. Takes an exclusive advisory lock that the kernel drops with the process; throws EWOULDBLOCK
 // (code "EAGAIN") when another process holds it. The caller keeps the fd open for as long as it wants the lock.
@@ -32,7 +36,21 @@ static Napi::Value CreateMemoryFile(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, fd);
 }
 
+// adoptFile(pid, number): fd, of the same open file that a process has as descriptor `number`.
+static Napi::Value AdoptFile(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const char* const usage = "adoptFile(pid, number)";
+  const int pid = static_cast<int>(WholeNumber(info[0], 1, INT_MAX, "pidfd_getfd", usage));
+  const int number = static_cast<int>(WholeNumber(info[1], 0, INT_MAX, "pidfd_getfd", usage));
+  try {
+    return Napi::Number::New(env, TakeDescriptor(pid, number));
+  } catch (const Failure& f) {
+    throw MakeError(env, f.code, f.syscall, f.message);
+  }
+}
+
 void RegisterFile(Napi::Env env, Napi::Object exports) {
   exports.Set("lockFile", Napi::Function::New(env, LockFile));
+  exports.Set("adoptFile", Napi::Function::New(env, AdoptFile));
   exports.Set("createMemoryFile", Napi::Function::New(env, CreateMemoryFile));
 }

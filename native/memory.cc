@@ -6,7 +6,21 @@
 
 #include <vector>
 
+#include <climits>
+
 #include "addon.h"
+#include "descriptor.h"
+
+std::shared_ptr<SharedMemory> SharedMemory::Take(int pid, int number) {
+  const int fd = TakeDescriptor(pid, number);
+  struct stat st;
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &st) != 0 || st.st_size <= 0 || st.st_size % kPageBytes != 0) {
+    close(fd);
+    throw Failure{"ERR_NOT_SEALED", "fcntl", "the descriptor is no memory whose size is sealed"};
+  }
+  return std::shared_ptr<SharedMemory>(new SharedMemory(fd, static_cast<size_t>(st.st_size)));
+}
 
 int SharedMemory::Create(const std::string& name, size_t bytes) {
   const int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -42,7 +56,7 @@ Napi::FunctionReference GuestRam::constructor_;
 
 void GuestRam::Register(Napi::Env env, Napi::Object exports) {
   Napi::Function constructor = DefineClass(env, "GuestRam",
-                                           {InstanceAccessor<&GuestRam::Fd>("fd"), InstanceAccessor<&GuestRam::Bytes>("bytes"),
+                                           {StaticMethod<&GuestRam::Adopt>("adopt"), InstanceAccessor<&GuestRam::Fd>("fd"), InstanceAccessor<&GuestRam::Bytes>("bytes"),
                                             InstanceMethod<&GuestRam::ResidentBytes>("residentBytes"),
                                             InstanceMethod<&GuestRam::Differences>("differences"),
                                             InstanceMethod<&GuestRam::Close>("close")});
@@ -53,15 +67,32 @@ void GuestRam::Register(Napi::Env env, Napi::Object exports) {
 
 GuestRam::GuestRam(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GuestRam>(info) {
   Napi::Env env = info.Env();
+  if (info[0].IsExternal()) {  // from Adopt: nothing else makes one
+    memory_ = *info[0].As<Napi::External<std::shared_ptr<SharedMemory>>>().Data();
+    return;
+  }
   if (!info[0].IsString() || !info[1].IsNumber())
     throw MakeTypeError(env, "GuestRam", "GuestRam(name: string, bytes: number)");
   const double bytes = info[1].As<Napi::Number>().DoubleValue();
-  // 2^44 bytes keeps page numbers within 32 bits.
-  if (!(bytes >= kPageBytes) || bytes > 17592186044416.0 || static_cast<uint64_t>(bytes) % kPageBytes != 0 ||
+  if (!(bytes >= kPageBytes) || bytes > kRamBytesMax || static_cast<uint64_t>(bytes) % kPageBytes != 0 ||
       bytes != static_cast<double>(static_cast<uint64_t>(bytes)))
     throw MakeError(env, "ERR_SIZE", "memfd_create", "guest RAM must be a positive whole number of 4 KiB pages");
   try {
     memory_ = std::make_shared<SharedMemory>(info[0].As<Napi::String>(), static_cast<size_t>(bytes));
+  } catch (const Failure& f) {
+    throw MakeError(env, f.code, f.syscall, f.message);
+  }
+}
+
+// GuestRam.adopt(pid, number): the memory that a process has open as descriptor `number`.
+Napi::Value GuestRam::Adopt(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const char* const usage = "GuestRam.adopt(pid, number)";
+  const int pid = static_cast<int>(WholeNumber(info[0], 1, INT_MAX, "pidfd_getfd", usage));
+  const int number = static_cast<int>(WholeNumber(info[1], 0, INT_MAX, "pidfd_getfd", usage));
+  try {
+    std::shared_ptr<SharedMemory> memory = SharedMemory::Take(pid, number);
+    return constructor_.New({Napi::External<std::shared_ptr<SharedMemory>>::New(env, &memory)});
   } catch (const Failure& f) {
     throw MakeError(env, f.code, f.syscall, f.message);
   }

@@ -8,6 +8,8 @@
 #include <napi.h>
 
 constexpr size_t kPageBytes = 4096;
+// Keeps page numbers within 32 bits.
+constexpr double kRamBytesMax = 17592186044416.0;
 
 // A sealed memfd and the manager's mapping of it. Sealing its size (F_SEAL_SHRINK) is what makes it sound to read and
 // write through `base` for as long as this object lives: no process, a broken QEMU included, can truncate the file
@@ -16,6 +18,8 @@ class SharedMemory {
  public:
   SharedMemory(const std::string& name, size_t bytes);
   ~SharedMemory();
+  // One that another process has open. Throws Failure: ERR_NOT_SEALED when it could be cut off under us.
+  static std::shared_ptr<SharedMemory> Take(int pid, int number);
   SharedMemory(const SharedMemory&) = delete;
   SharedMemory& operator=(const SharedMemory&) = delete;
 
@@ -33,7 +37,7 @@ class SharedMemory {
 template <typename Visit>
 void VisitExtents(const SharedMemory& memory, Visit visit);
 
-// The JavaScript object GuestRam(name, bytes).
+// The JavaScript object GuestRam(name, bytes); GuestRam.adopt(pid, number) for one that a process has open.
 class GuestRam : public Napi::ObjectWrap<GuestRam> {
  public:
   static void Register(Napi::Env env, Napi::Object exports);
@@ -42,6 +46,7 @@ class GuestRam : public Napi::ObjectWrap<GuestRam> {
   static std::shared_ptr<SharedMemory> From(Napi::Value value);
 
  private:
+  static Napi::Value Adopt(const Napi::CallbackInfo& info);
   Napi::Value Fd(const Napi::CallbackInfo& info);
   Napi::Value Bytes(const Napi::CallbackInfo& info);
   Napi::Value ResidentBytes(const Napi::CallbackInfo& info);

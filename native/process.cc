@@ -1,5 +1,6 @@
 #include "process.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -10,6 +11,8 @@
 #include <climits>
 
 #include "addon.h"
+#include "descriptor.h"
+#include "page_states.h"
 
 static int64_t MonotonicNs() {
   struct timespec t;
@@ -17,9 +20,41 @@ static int64_t MonotonicNs() {
   return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
-ControlPage::ControlPage() : memory_("shadowvm-control", SHADOWVM_CONTROL_BYTES) {
+static size_t ControlBytes(size_t ramBytes) {
+  const size_t pages = (ramBytes + kPageBytes - 1) / kPageBytes;
+  return SHADOWVM_CONTROL_BYTES + (pages + kPageBytes - 1) / kPageBytes * kPageBytes;
+}
+
+ControlPage::ControlPage(std::shared_ptr<SharedMemory> memory) : memory_(std::move(memory)) {}
+
+ControlPage::ControlPage(size_t ramBytes)
+    : ControlPage(std::make_shared<SharedMemory>("shadowvm-control", ControlBytes(ramBytes))) {
   page()->magic = SHADOWVM_CONTROL_MAGIC;
   page()->uffd = -1;
+  // Not blocking, for the shim as for us: the pipe is only ever looked at.
+  if (pipe2(lifeline_, O_CLOEXEC | O_NONBLOCK) != 0) throw ErrnoFailure(errno, "pipe2", "lifeline");
+}
+
+std::shared_ptr<ControlPage> ControlPage::Adopt(int pid) {
+  std::shared_ptr<ControlPage> control(new ControlPage(SharedMemory::Take(pid, SHADOWVM_FD_CONTROL)));
+  if (control->memory_->bytes <= SHADOWVM_CONTROL_BYTES || control->page()->magic != SHADOWVM_CONTROL_MAGIC)
+    throw Failure{"ERR_NOT_CONTROL", "mmap", "the process has no control page of this version"};
+  control->lifeline_[0] = TakeDescriptor(pid, SHADOWVM_FD_LIFELINE);
+  const std::string path = "/proc/self/fd/" + std::to_string(control->lifeline_[0]);
+  control->lifeline_[1] = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK);
+  if (control->lifeline_[1] < 0) throw ErrnoFailure(errno, "open", "lifeline");
+  control->Nudge();
+  return control;
+}
+
+ControlPage::~ControlPage() {
+  for (const int end : lifeline_)
+    if (end >= 0) close(end);
+}
+
+void ControlPage::Nudge() const {
+  const char word = 0;
+  (void)!write(lifeline_[1], &word, 1);  // full: then it will look anyway
 }
 
 // ---- DeathWatch ----
@@ -55,7 +90,12 @@ Napi::FunctionReference QemuControl::constructor_;
 void QemuControl::Register(Napi::Env env, Napi::Object exports) {
   Napi::Function constructor =
       DefineClass(env, "QemuControl",
-                  {InstanceAccessor<&QemuControl::Fd>("fd"), InstanceMethod<&QemuControl::Read>("read"),
+                  {StaticMethod<&QemuControl::Adopt>("adopt"), InstanceAccessor<&QemuControl::Fd>("fd"),
+                   InstanceAccessor<&QemuControl::LifelineFd>("lifelineFd"),
+                   InstanceMethod<&QemuControl::Read>("read"),
+                   InstanceMethod<&QemuControl::SetPausedForEpoch>("setPausedForEpoch"),
+                   InstanceMethod<&QemuControl::MakeLazy>("makeLazy"),
+                   InstanceMethod<&QemuControl::MayRead>("mayRead"),
                    InstanceMethod<&QemuControl::WatchDeath>("watchDeath"), InstanceMethod<&QemuControl::Close>("close")});
   constructor_ = Napi::Persistent(constructor);
   constructor_.SuppressDestruct();
@@ -63,10 +103,28 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
 }
 
 QemuControl::QemuControl(const Napi::CallbackInfo& info) : Napi::ObjectWrap<QemuControl>(info) {
+  if (info[0].IsExternal()) {  // from Adopt: nothing else makes one
+    control_ = *info[0].As<Napi::External<std::shared_ptr<ControlPage>>>().Data();
+    return;
+  }
+  const size_t ramBytes =
+      static_cast<size_t>(WholeNumber(info[0], kPageBytes, kRamBytesMax, "QemuControl", "QemuControl(ramBytes)"));
   try {
-    control_ = std::make_shared<ControlPage>();
+    control_ = std::make_shared<ControlPage>(ramBytes);
   } catch (const Failure& f) {
     throw MakeError(info.Env(), f.code, f.syscall, f.message);
+  }
+}
+
+// QemuControl.adopt(pid): the control page of a QEMU that was started by another manager, which is dead.
+Napi::Value QemuControl::Adopt(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const int pid = static_cast<int>(WholeNumber(info[0], 1, INT_MAX, "pidfd_getfd", "QemuControl.adopt(pid)"));
+  try {
+    std::shared_ptr<ControlPage> control = ControlPage::Adopt(pid);
+    return constructor_.New({Napi::External<std::shared_ptr<ControlPage>>::New(env, &control)});
+  } catch (const Failure& f) {
+    throw MakeError(env, f.code, f.syscall, f.message);
   }
 }
 
@@ -88,7 +146,12 @@ Napi::Value QemuControl::Fd(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Open(info.Env()).fd());
 }
 
-// read(): {alive, tracking, errorCode, ramBytes}; alive is null until the shim has reported.
+Napi::Value QemuControl::LifelineFd(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), Open(info.Env()).lifelineFd());
+}
+
+// read(): {alive, tracking, errorCode, ramBytes, lazy, filled, pausedForEpoch}; alive is null until the shim has reported.
+// lazy: the RAM is registered for missing pages, and needs a pager until it is filled.
 Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const ControlPage& control = Open(env);
@@ -100,7 +163,32 @@ Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
   const char* error = control.page()->error == 0 ? nullptr : strerrorname_np(control.page()->error);
   result.Set("errorCode", error ? Napi::String::New(env, error) : env.Null());
   result.Set("ramBytes", Napi::Number::New(env, static_cast<double>(control.page()->ram_bytes)));
+  result.Set("lazy", Napi::Boolean::New(env, control.page()->lazy != 0 && control.page()->uffd >= 0));
+  result.Set("filled", Napi::Boolean::New(env, control.page()->filled != 0));
+  result.Set("pausedForEpoch", Napi::Boolean::New(env, control.page()->paused_for_epoch != 0));
   return result;
+}
+
+// setPausedForEpoch(paused): whether the shim is to let the guest go should we die.
+void QemuControl::SetPausedForEpoch(const Napi::CallbackInfo& info) {
+  if (!info[0].IsBoolean()) throw MakeTypeError(info.Env(), "qemuControl", "setPausedForEpoch(paused: boolean)");
+  const uint32_t paused = info[0].As<Napi::Boolean>().Value() ? 1 : 0;
+  __atomic_store_n(&Open(info.Env()).page()->paused_for_epoch, paused, __ATOMIC_RELEASE);
+}
+
+// makeLazy(): before the start of the process; its RAM will be filled on demand.
+void QemuControl::MakeLazy(const Napi::CallbackInfo& info) { Open(info.Env()).page()->lazy = 1; }
+
+// mayRead(page): see PageStates.
+Napi::Value QemuControl::MayRead(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const double last = static_cast<double>(Open(env).stateCount()) - 1;
+  const size_t page = static_cast<size_t>(WholeNumber(info[0], 0, last, "qemuControl", "mayRead(page)"));
+  try {
+    return Napi::Boolean::New(env, PageStates(control_).MayRead(page));
+  } catch (const Failure& f) {
+    throw MakeError(env, f.code, f.syscall, f.message);
+  }
 }
 
 // watchDeath(callback(atNs)): calls back once when the process dies. ERR_NO_SHIM when nothing holds the futex.

@@ -15,9 +15,23 @@
 // The manager's side of a control page (see shim/control.h).
 class ControlPage {
  public:
-  ControlPage();
-  shadowvm_control* page() const { return reinterpret_cast<shadowvm_control*>(memory_.base); }
-  int fd() const { return memory_.fd; }
+  // For a QEMU with so much RAM: the page states behind the page depend on it.
+  explicit ControlPage(size_t ramBytes);
+  // That of a QEMU that another manager started. Its shim knows from here on that there is a manager again.
+  static std::shared_ptr<ControlPage> Adopt(int pid);
+  ~ControlPage();
+  ControlPage(const ControlPage&) = delete;
+  ControlPage& operator=(const ControlPage&) = delete;
+
+  shadowvm_control* page() const { return reinterpret_cast<shadowvm_control*>(memory_->base); }
+  // One byte per page of RAM, an enum shadowvm_page; stateCount() of them.
+  uint8_t* states() const { return memory_->base + SHADOWVM_CONTROL_BYTES; }
+  size_t stateCount() const { return memory_->bytes - SHADOWVM_CONTROL_BYTES; }
+  int fd() const { return memory_->fd; }
+  // To hand to QEMU: the end of the pipe whose other end is ours for as long as we live.
+  int lifelineFd() const { return lifeline_[0]; }
+  // Makes the shim look at what was changed in the page.
+  void Nudge() const;
   uint32_t life() const { return __atomic_load_n(&page()->life, __ATOMIC_ACQUIRE); }
   bool born() const { return life() != 0; }
   // True as soon as the kernel has begun to end the process, and before its address space is torn down: whoever sees
@@ -25,7 +39,9 @@ class ControlPage {
   bool dead() const { return (life() & FUTEX_OWNER_DIED) != 0; }
 
  private:
-  SharedMemory memory_;
+  explicit ControlPage(std::shared_ptr<SharedMemory> memory);
+  const std::shared_ptr<SharedMemory> memory_;
+  int lifeline_[2] = {-1, -1};
 };
 
 // Calls a JavaScript function once, from a thread that waits for something.
@@ -45,7 +61,8 @@ class DeathWatch {
   std::thread thread_;
 };
 
-// The JavaScript object QemuControl(): the control page of one QEMU process.
+// The JavaScript object QemuControl(ramBytes): the control page of one QEMU process. QemuControl.adopt(pid) for one that
+// runs already.
 class QemuControl : public Napi::ObjectWrap<QemuControl> {
  public:
   static void Register(Napi::Env env, Napi::Object exports);
@@ -53,8 +70,13 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
   static std::shared_ptr<ControlPage> From(Napi::Value value);
 
  private:
+  static Napi::Value Adopt(const Napi::CallbackInfo& info);
   Napi::Value Fd(const Napi::CallbackInfo& info);
+  Napi::Value LifelineFd(const Napi::CallbackInfo& info);
+  void SetPausedForEpoch(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);
+  void MakeLazy(const Napi::CallbackInfo& info);
+  Napi::Value MayRead(const Napi::CallbackInfo& info);
   void WatchDeath(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
   ControlPage& Open(Napi::Env env) const;

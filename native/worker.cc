@@ -12,9 +12,12 @@ Failure ErrnoFailure(int number, const std::string& syscall, const std::string& 
   return {name ? name : "EUNKNOWN", syscall, syscall + " " + subject + ": " + strerror(number)};
 }
 
-Worker::Worker(Napi::Env env, const char* name) {
+Worker::Worker(Napi::Env env, const char* name, std::function<void()> interrupt)
+    : env_(env), interrupt_(std::move(interrupt)) {
   notify_ = Notify::New(env, name, 0, 1);
   notify_.Unref(env);  // an idle worker does not keep the process alive
+  // Hooks run last in, first out: this one before that of notify_.
+  napi_add_env_cleanup_hook(env, EndWithEnvironment, this);
   thread_ = std::thread([this, name] {
     pthread_setname_np(pthread_self(), name);
     // The last copy of an epoch runs while the guest stands still: ahead of other work, if we may. Failing is fine.
@@ -24,6 +27,16 @@ Worker::Worker(Napi::Env env, const char* name) {
 }
 
 Worker::~Worker() {
+  if (!ended_) napi_remove_env_cleanup_hook(env_, EndWithEnvironment, this);
+  End();
+}
+
+void Worker::EndWithEnvironment(void* self) { static_cast<Worker*>(self)->End(); }  // hooks of a dead one are removed
+
+void Worker::End() {
+  if (ended_) return;
+  ended_ = true;
+  if (interrupt_) interrupt_();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;

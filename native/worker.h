@@ -27,7 +27,8 @@ class Worker {
   // Runs on the worker's thread; may throw Failure.
   using Job = std::function<Finish()>;
 
-  Worker(Napi::Env env, const char* name);
+  // `interrupt` asks a long job to end early; called when the worker is to end, from the event loop.
+  Worker(Napi::Env env, const char* name, std::function<void()> interrupt = nullptr);
   ~Worker();
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
@@ -49,10 +50,17 @@ class Worker {
     Failure failure;
   };
   static void Settle(Napi::Env env, Napi::Function, std::nullptr_t*, Pending* pending);
+  // Ends the thread and lets go of the event loop. Idempotent: an environment that goes down does it before the objects
+  // in it are finalized, because by then Node has freed what notify_ stands for.
+  void End();
+  static void EndWithEnvironment(void* self);
   void Loop();
 
   using Notify = Napi::TypedThreadSafeFunction<std::nullptr_t, Pending, Settle>;
+  const Napi::Env env_;
+  const std::function<void()> interrupt_;
   Notify notify_;
+  bool ended_ = false;
   bool busy_ = false;  // event loop's side only
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -10,6 +10,8 @@ import { nowMs, sleep } from '../harness/daemon.js';
 import { InProcessManager } from '../harness/in-process.js';
 import { leftovers } from '../harness/leftovers.js';
 import { type Acknowledged, Writer } from '../harness/writer.js';
+import { messageOf } from '../src/errors.js';
+import { POISON_AFTER_MS } from '../src/switchover/rewind.js';
 import { MIB, type VmSpecInput } from '../src/vm/spec.js';
 import type { Event, PromotionView, VmView } from '../src/vm/view.js';
 import { type Distribution, distribution } from './distribution.js';
@@ -39,6 +41,8 @@ const TAIL_CHARS = 4096;
 const WORDS_MAX = 6;
 /** A descriptor leaked in each round would show; a few more or less are sockets and timers of the moment. */
 const FDS_GROWTH_MAX = 16;
+/** Beyond the time in which a death right after a promotion counts as caused by it. */
+const MARGIN_MS = 200;
 /** What a guest's kernel says when its state is broken; a drill's panic says none of these. */
 const KERNEL_COMPLAINT = /BUG:|Oops|general protection|segfault|Bad page|memcheck: /;
 
@@ -291,7 +295,7 @@ class FailoverSoak {
   }
 
   private async fail(round: number, plan: RoundPlan | null, error: unknown): Promise<void> {
-    const what = error instanceof Error ? error.message : String(error);
+    const what = messageOf(error);
     const { manager, guest } = this;
     const events = manager.events.list({ limit: FAILURE_EVENTS });
     const name = guest?.name ?? `soak-${this.guests}`;
@@ -394,6 +398,11 @@ class SoakGuest {
     if (plan.delayMs > 0) await sleep(plan.delayMs);
     this.check();
     const { aim } = plan;
+    // A guest that panics right after its promotion goes back further than the newest epoch, which is all this soak examines.
+    const last = this.promotions.at(-1);
+    if (plan.fault === 'panic' && last !== undefined)
+      await sleep(Math.max(0, Number(last.decidedAtNs) / 1e6 + last.resumeMs + POISON_AFTER_MS + MARGIN_MS - nowMs()));
+    this.check();
     if (aim !== 'any' && aim !== 'ready') await this.phases.enter(aim, plan.within);
     this.check();
   }

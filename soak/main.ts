@@ -7,6 +7,7 @@ import { randomInt } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
+import { messageOf } from '../src/errors.js';
 import { parseBytes } from '../src/vm/quantity-text.js';
 import { MIB, VCPUS_MAX } from '../src/vm/spec.js';
 import type { Distribution } from './distribution.js';
@@ -111,6 +112,6 @@ try {
   console.log(`\n${summary(failover)}\n\nresult: out/soak.json`);
   if (failover.failures.length > 0) process.exitCode = 1;
 } catch (error) {
-  console.error(`soak: ${error instanceof Error ? error.message : String(error)}`);
+  console.error(`soak: ${messageOf(error)}`);
   process.exitCode = 1;
 }

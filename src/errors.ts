@@ -10,6 +10,8 @@ export const ERROR_STATUS = {
   SHADOW_NOT_FOUND: 404,
   IMAGE_NOT_FOUND: 404,
   NETWORK_NOT_FOUND: 404,
+  SNAPSHOT_NOT_FOUND: 404,
+  EPOCH_NOT_FOUND: 404,
   NOT_FOUND: 404,
   // The request clashes with the state things are in.
   VM_EXISTS: 409,
@@ -45,6 +47,13 @@ export const ERROR_STATUS = {
   EPOCH_FAILED: 500,
   PROMOTION_FAILED: 500,
   STATE_CORRUPT: 500,
+  // A shadow image or snapshot that can not be used.
+  SNAPSHOT_FOREIGN: 400,
+  SNAPSHOT_NEWER: 400,
+  SNAPSHOT_CORRUPT: 500,
+  SNAPSHOT_BASE_MISSING: 500,
+  GOLDEN_FAILED: 500,
+  GUEST_REFUSED: 500,
   // Between the CLI and the manager.
   DAEMON_NOT_RUNNING: 503,
   DAEMON_STOPPING: 503,
@@ -109,10 +118,15 @@ function describe(d: ErrorDetail): string {
   return `could not ${what}: ${d.reason}${d.remedy === undefined ? '' : `. ${d.remedy}`}`;
 }
 
+/** What anything that was thrown says. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 /** Turns anything that was thrown into a ShadowVmError; unknown failures keep their words under INTERNAL. */
 export function toShadowVmError(error: unknown, attempted = 'do what was asked'): ShadowVmError {
   if (error instanceof ShadowVmError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = messageOf(error);
   return new ShadowVmError('INTERNAL', {
     attempted,
     reason,

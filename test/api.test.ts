@@ -109,7 +109,14 @@ describe('questions and changes', () => {
     expect((await client.stopVm('web', { timeoutMs: 1234 })).state).toBe('stopped');
     expect((await client.killVm('web')).state).toBe('stopped');
     await client.removeVm('web', { force: true });
-    expect(manager.calls).toEqual(['run web', 'fault web hang', 'exec web false', 'stop web 1234', 'remove web true']);
+    expect(manager.calls).toEqual([
+      'run web',
+      'fault web hang',
+      'exec web false',
+      'promote web null',
+      'stop web 1234 shutdown true',
+      'remove web true',
+    ]);
   });
 
   test('the socket is for its owner only', () => expect(statSync(socketPath).mode & 0o777).toBe(0o600));
@@ -117,7 +124,7 @@ describe('questions and changes', () => {
   test('a body whose fields all have defaults may be left out', async () => {
     manager.vms.set('web', vmView('web'));
     expect((await raw('POST', '/v1/vms/web/stop')).status).toBe(200);
-    expect(manager.calls).toEqual(['stop web 10000']);
+    expect(manager.calls).toEqual(['stop web 10000 shutdown true']);
   });
 
   test('creating answers 201, everything else 200', async () => {

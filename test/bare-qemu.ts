@@ -25,8 +25,7 @@ export class BareQemus {
       dataDirs: qemu.dataDirs,
       version: qemu.version,
       accelerator: 'tcg',
-      kernelPath: image.kernelPath,
-      initrdPath: image.initrdPath,
+      kernel: image,
       tscKhz: hostTscKhz(),
       network: { mode: 'none' },
       uid: null,
@@ -44,7 +43,15 @@ export class BareQemus {
 
   /** A QEMU that waits, with 64 MiB, unless told otherwise. */
   async launch(options: Partial<LaunchOptions> = {}): Promise<QemuProcess> {
-    const qemu = await QemuProcess.launch({ ...this.base, tag: `bare${++this.launches}`, ...options });
+    return this.own(await QemuProcess.launch(this.launchOptions(options)));
+  }
+
+  launchOptions(options: Partial<LaunchOptions> = {}): LaunchOptions {
+    return { ...this.base, tag: `bare${++this.launches}`, ...options };
+  }
+
+  /** Disposes of it at the end. */
+  own(qemu: QemuProcess): QemuProcess {
     this.started.push(qemu);
     return qemu;
   }

@@ -23,7 +23,7 @@ import { Client } from '../src/api/client.js';
 import { type ApiServer, serveApi } from '../src/api/server.js';
 import { eventSchema, promotionViewSchema, shadowViewSchema, vmViewSchema } from '../src/vm/view.js';
 import { BIN, CliProcess, type Ended } from './cli-process.js';
-import { FakeManager, shadowView, vmView } from './fake-manager.js';
+import { FakeManager, shadowView, snapshotView, vmView } from './fake-manager.js';
 
 let state: string;
 let children: ChildProcess[];
@@ -135,7 +135,8 @@ describe('with a daemon', () => {
     const line =
       'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg --net backend --bandwidth 100M ' +
       '--probe redis:6379 --probe http:80/health --probe-period 1s --probe-timeout 500ms --probe-failures 5 ' +
-      '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25%';
+      '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25% ' +
+      '--standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot';
     const human = await run(...line.split(' '));
     expect(human).toMatchObject({
       code: 0,
@@ -168,6 +169,10 @@ describe('with a daemon', () => {
         ],
       },
       pacing: { maxLagMs: 200, maxPausedShare: 0.05, cpuBudget: 0.25 },
+      standby: { level: 'resident', percent: 25 },
+      durability: 'epoch',
+      retention: { keepMs: 300_000, maxBytes: 2 * 1024 ** 3 },
+      start: 'boot',
     });
     const json = await run('vm', 'run', 'db', '--json', '--shadow', 'always');
     expect(vmViewSchema.parse(JSON.parse(json.stdout)).spec.shadow).toEqual({ kind: 'always' });
@@ -195,7 +200,9 @@ describe('with a daemon', () => {
         '',
       ].join('\n'),
     );
-    expect((await run('shadow', 'ls')).stdout).toMatch(/^VM .*\nweb +ready +42 +37 ms .* 400 KiB +write +by hand\n$/);
+    expect((await run('shadow', 'ls')).stdout).toMatch(
+      /^VM .*\nweb +ready +42 +37 ms .* process +2\.9 MiB +write +by hand\n$/,
+    );
     const vms = JSON.parse((await run('vm', 'ls', '--json')).stdout).vms;
     expect(vms.map((vm: unknown) => vmViewSchema.parse(vm))).toEqual(manager.listVms());
     const shadows = JSON.parse((await run('--json', 'shadow', 'ls')).stdout).shadows;
@@ -219,12 +226,12 @@ describe('with a daemon', () => {
     });
     expect((await run('shadow', 'create', 'web')).stdout).toBe('the shadow of web is ready, 37 ms behind\n');
     expect((await run('vm', 'show', 'web')).stdout).toMatch(
-      /shadow: +ready: can take over; process 4712\n {2}because: +by hand\n {2}lag: +37 ms now/,
+      /shadow: +ready: can take over; standby process, process 4712\n {2}because: +by hand\n {2}lag: +37 ms now/,
     );
     const promoted = await run('shadow', 'promote', 'web', '--json');
     expect(promotionViewSchema.parse(JSON.parse(promoted.stdout)).generation).toBe(2);
     expect((await run('shadow', 'promote', 'web')).stdout).toBe(
-      'web runs on its shadow after 8.5 ms: generation 3, rolled back nothing\n',
+      'web runs on its shadow after 8.5 ms: epoch 42, generation 3, rolled back nothing\n',
     );
     expect(JSON.parse((await run('vm', 'fault', 'web', 'kill', '--json')).stdout)).toEqual({
       fault: 'kill',
@@ -238,11 +245,58 @@ describe('with a daemon', () => {
       'run web',
       'exec web echo --json a b',
       'exec web false',
+      'promote web null',
+      'promote web null',
       'fault web kill',
       'remove web false',
-      'stop web 60000',
+      'stop web 60000 shutdown true',
       'remove web false',
     ]);
+  });
+
+  test('the verbs of epochs and snapshots, from words to what the manager is asked', async () => {
+    manager.vms.set('web', vmView('web', { shadow: shadowView('web') }));
+    expect((await run('shadow', 'epochs', 'web')).stdout).toMatch(/EPOCH +CUT .*\n +41 .* yes\n +42 .* not yet\n$/s);
+    await run('shadow', 'promote', 'web', '--epoch', '41');
+    await run('shadow', 'promote', 'web', '--before', '2026-01-01T00:00:02Z');
+    expect((await run('shadow', 'standby', 'web', 'resident=25')).stdout).toBe('the standby of web is resident=25\n');
+    expect((await run('shadow', 'verify', 'web')).stdout).toMatch(/came up from epoch 42: first heartbeat after 56 ms/);
+    expect((await run('vm', 'clone', 'web', 'copy', '--epoch', '7')).stdout).toMatch(
+      /^copy runs at 10.77.0.2, up from/,
+    );
+    manager.vms.set('db', vmView('db', { state: 'stopped', snapshot: snapshotView('db') }));
+    expect((await run('snapshot', 'ls')).stdout).toMatch(/\ndb +42 +2026-01-01T00:00:04.200Z/);
+    expect((await run('snapshot', 'export', 'db', '/tmp/db.shadow')).stdout).toMatch(/^epoch 42 of db is in /);
+    expect((await run('snapshot', 'import', '/tmp/db.shadow', '--name', 'db-2')).stdout).toMatch(/vm start db-2/);
+    expect((await run('snapshot', 'verify', 'db')).stdout).toMatch(/^the snapshot of db is whole/);
+    expect((await run('vm', 'start', 'db', '--boot')).stdout).toMatch(/^db runs/);
+    await run('vm', 'stop', 'web', '--suspend');
+    await run('vm', 'stop', 'db', '--no-snapshot');
+    expect(manager.calls).toEqual([
+      'promote web {"epoch":41}',
+      'promote web {"beforeMs":1767225602000}',
+      'standby web resident=25',
+      'clone web copy {"epoch":7}',
+      'export db /tmp/db.shadow',
+      'import /tmp/db.shadow db-2',
+      'start db true',
+      'stop web 10000 suspend true',
+      'stop db 10000 shutdown false',
+    ]);
+  });
+
+  test.each([
+    ['shadow promote web --epoch 0', 'it is not from 1'],
+    ['shadow promote web --epoch 1 --before 1s', 'cannot be used with'],
+    ['shadow promote web --before yesterday', 'neither a time of day'],
+    ['shadow standby web half', 'not a level'],
+    ['vm run web --standby resident=0', 'not a level'],
+    ['vm run web --max-bytes 1M', '64 MiB or more'],
+    ['vm run web --durability always', 'none, interval, epoch'],
+  ])('%s is refused with 2: %s', async (line, told) => {
+    const result = await run(...line.split(' '));
+    expect(result).toMatchObject({ code: 2, stdout: '' });
+    expect(result.stderr).toContain(told);
   });
 
   test.each([

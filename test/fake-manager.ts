@@ -4,10 +4,21 @@
  */
 import { Duplex } from 'node:stream';
 import { ShadowVmError } from '../src/errors.js';
-import type { LogPart, LogText, ManagerPort } from '../src/manager/port.js';
+import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from '../src/manager/port.js';
 import type { NetworkSpecInput, NetworkView } from '../src/vm/network.js';
-import { type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
-import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../src/vm/view.js';
+import { type StandbyLevel, type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
+import { formatStandby } from '../src/vm/standby-text.js';
+import type {
+  EpochView,
+  Event,
+  ExportView,
+  OnProgress,
+  PromotionView,
+  ShadowView,
+  SnapshotView,
+  VerifyView,
+  VmView,
+} from '../src/vm/view.js';
 
 const noQuantiles = { count: 0, p50: null, p99: null, max: null };
 
@@ -25,11 +36,13 @@ export function vmView(name: string, more: Partial<VmView> = {}): VmView {
     tap: 'svt0',
     networkMode: 'tap',
     createdAt: '2026-01-01T00:00:00.000Z',
+    origin: 'boot',
     bootMs: 1234.5,
     guest: { beats: 10, uptimeMs: 61_000, memTotalKiB: 250_000, memAvailableKiB: 200_000, app: '-' },
     usage: { cpuPercent: 12.34, memoryPercent: 20, networkBytesPerSecond: 1500 },
     probes: [],
     shadow: null,
+    snapshot: null,
     failure: null,
     ...more,
   };
@@ -39,7 +52,7 @@ export function shadowView(vm: string, more: Partial<ShadowView> = {}): ShadowVi
   return {
     vm,
     state: 'ready',
-    standby: 'resident',
+    standby: 'process',
     createdBecause: 'by hand',
     pid: 4712,
     tracking: 'write',
@@ -50,9 +63,12 @@ export function shadowView(vm: string, more: Partial<ShadowView> = {}): ShadowVi
     pagesScanned: 1000,
     pagesChanged: 100,
     pagesDroppedByChecksum: 10,
+    pagesRepaired: 0,
     bytesCopied: 409_600,
+    bytesStored: 100_000,
     epochsAborted: 0,
     intervalMs: 50,
+    image: { bytesOnDisk: 3_000_000, liveBytes: 2_000_000, indexBytes: 1_048_576, oldestEpoch: 7, headEpoch: 42 },
     ...more,
   };
 }
@@ -70,6 +86,15 @@ function networkView(name: string, more: Partial<NetworkView> = {}): NetworkView
     vms: [],
     ...more,
   };
+}
+
+export function epochView(epoch: number): EpochView {
+  const cutAt = new Date(Date.UTC(2026, 0, 1) + 100 * epoch).toISOString();
+  return { epoch, generation: 1, cutAt, changedPages: 100, storedBytes: 120_000, durable: epoch < 42 };
+}
+
+export function snapshotView(vm: string): SnapshotView {
+  return { vm, epoch: 42, cutAt: '2026-01-01T00:00:04.200Z', bytesOnDisk: 9_000_000, storedPages: 20_000 };
 }
 
 export class FakeManager implements ManagerPort {
@@ -143,8 +168,21 @@ export class FakeManager implements ManagerPort {
     vm.state = 'running';
     return vm;
   }
-  async stopVm(name: string, options: { timeoutMs: number }, progress: OnProgress): Promise<VmView> {
-    this.calls.push(`stop ${name} ${options.timeoutMs}`);
+  async startVm(name: string, options: { boot: boolean }, progress: OnProgress): Promise<VmView> {
+    this.calls.push(`start ${name} ${options.boot}`);
+    const vm = this.#find(name);
+    progress({ message: 'the guest wakes up' });
+    vm.state = 'running';
+    return vm;
+  }
+  async cloneVm(name: string, clone: { name: string; wanted: WantedEpoch | null }): Promise<VmView> {
+    this.calls.push(`clone ${name} ${clone.name} ${JSON.stringify(clone.wanted)}`);
+    const vm = vmView(clone.name, { origin: 'clone', spec: this.#find(name).spec });
+    this.vms.set(clone.name, vm);
+    return vm;
+  }
+  async stopVm(name: string, options: StopOptions, progress: OnProgress): Promise<VmView> {
+    this.calls.push(`stop ${name} ${options.timeoutMs} ${options.how} ${options.snapshot}`);
     const vm = this.#find(name);
     progress({ message: 'waiting for the guest' });
     vm.state = 'stopped';
@@ -212,7 +250,8 @@ export class FakeManager implements ManagerPort {
     vm.shadow = shadowView(name);
     return vm.shadow;
   }
-  async promoteShadow(name: string): Promise<PromotionView> {
+  async promoteShadow(name: string, wanted: WantedEpoch | null): Promise<PromotionView> {
+    this.calls.push(`promote ${name} ${JSON.stringify(wanted)}`);
     const vm = this.#find(name);
     if (vm.shadow === null)
       throw new ShadowVmError('SHADOW_NOT_FOUND', { attempted: 'promote the shadow', subject: name, reason: 'none' });
@@ -239,6 +278,33 @@ export class FakeManager implements ManagerPort {
   }
   async removeShadow(name: string): Promise<void> {
     this.#find(name).shadow = null;
+  }
+  listEpochs(name: string): EpochView[] {
+    this.#find(name);
+    return [epochView(41), epochView(42)];
+  }
+  async changeStandby(name: string, level: StandbyLevel): Promise<ShadowView> {
+    this.calls.push(`standby ${name} ${formatStandby(level)}`);
+    return shadowView(name, { standby: formatStandby(level) });
+  }
+  async verifyShadow(name: string): Promise<VerifyView> {
+    this.#find(name);
+    return { vm: name, epoch: 42, pages: 65_536, damagedPages: 0, firstBeatMs: 55.5, ms: 900 };
+  }
+  listSnapshots(): SnapshotView[] {
+    return this.listVms().flatMap((vm) => vm.snapshot ?? []);
+  }
+  async exportSnapshot(name: string, path: string): Promise<ExportView> {
+    this.calls.push(`export ${name} ${path}`);
+    return { vm: name, path, epoch: 42, bytes: 10_000_000, pages: 20_000 };
+  }
+  async importSnapshot(path: string, name: string | null): Promise<SnapshotView> {
+    this.calls.push(`import ${path} ${name}`);
+    return { ...snapshotView(name ?? 'web') };
+  }
+  async verifySnapshot(name: string): Promise<VerifyView> {
+    this.#find(name);
+    return { vm: name, epoch: 42, pages: 65_536, damagedPages: 0, firstBeatMs: null, ms: 90 };
   }
   listNetworks(): NetworkView[] {
     return [...this.networks.values()];

@@ -14,7 +14,7 @@ import { openCgroups } from '../src/allocate/cgroup.js';
 import { stateTag } from '../src/network/address.js';
 import { nativeNetwork } from '../src/network/native.js';
 import { MIB, type VmSpecInput } from '../src/vm/spec.js';
-import { isAlive, openFiles, until } from './bare-qemu.js';
+import { openFiles, until } from './bare-qemu.js';
 
 const RAM_BYTES = 192 * MIB;
 const any = (value: unknown) => value as never;
@@ -169,7 +169,7 @@ describe('a request that is refused', () => {
   test('a VM that is not there', async () => {
     const { port } = manager;
     for (const ask of [
-      () => port.stopVm('web', { timeoutMs: 1 }, ignore),
+      () => port.stopVm('web', { timeoutMs: 1, how: 'shutdown', snapshot: false }, ignore),
       () => port.killVm('web'),
       () => port.removeVm('web', { force: true }),
       () => port.openConsole('web'),
@@ -178,7 +178,7 @@ describe('a request that is refused', () => {
       async () => port.injectFault('web', 'kill'),
       () => port.guestExec('web', 'true'),
       () => port.createShadow('web', ignore),
-      () => port.promoteShadow('web'),
+      () => port.promoteShadow('web', null),
       async () => port.removeShadow('web'),
       async () => port.showVm('__proto__'),
     ])
@@ -228,7 +228,7 @@ describe('a manager with VMs', () => {
     const { port } = manager;
     expect(await port.guestExec('web', 'exit 3')).toEqual({ exitCode: 3 });
     await expect(port.guestExec('web', 'two\nlines')).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
-    await expect(port.promoteShadow('web')).rejects.toMatchObject({ code: 'SHADOW_NOT_FOUND' });
+    await expect(port.promoteShadow('web', null)).rejects.toMatchObject({ code: 'SHADOW_NOT_FOUND' });
     const console_ = await port.openConsole('web');
     let text = '';
     console_.on('data', (chunk: Buffer) => {
@@ -237,12 +237,14 @@ describe('a manager with VMs', () => {
     await port.guestExec('web', 'echo words of the guest > /dev/console');
     await until('the console', () => text.includes('words of the guest'));
     await until('usage', () => port.showVm('web').usage !== null);
-    const stopping = port.stopVm('web', { timeoutMs: 20_000 }, ignore);
-    await expect(port.stopVm('web', { timeoutMs: 1 }, ignore)).rejects.toMatchObject({ code: 'VM_BUSY' });
+    const stopping = port.stopVm('web', { timeoutMs: 20_000, how: 'shutdown', snapshot: false }, ignore);
+    await expect(port.stopVm('web', { timeoutMs: 1, how: 'shutdown', snapshot: false }, ignore)).rejects.toMatchObject({
+      code: 'VM_BUSY',
+    });
     expect(await stopping).toMatchObject({ state: 'stopped', pid: null, tap: null, shadow: null });
     await until('the end of the console', () => console_.readableEnded);
     for (const ask of [
-      () => port.stopVm('web', { timeoutMs: 1 }, ignore),
+      () => port.stopVm('web', { timeoutMs: 1, how: 'shutdown', snapshot: false }, ignore),
       () => port.guestExec('web', 'true'),
       () => port.createShadow('web', ignore),
       () => port.injectFault('web', 'panic'),
@@ -256,7 +258,7 @@ describe('a manager with VMs', () => {
   test('kills a guest that does not shut down, and tells so', async () => {
     await manager.runVm({ ...spec, network: 'none' });
     manager.processes('web').primary.freeze();
-    await manager.port.stopVm('web', { timeoutMs: 300 }, ignore);
+    await manager.port.stopVm('web', { timeoutMs: 300, how: 'shutdown', snapshot: false }, ignore);
     const types = manager.events.list({ vm: 'web' }).map(({ type }) => type);
     expect(types.slice(-2)).toEqual(['vm.stop-timeout', 'vm.stopped']);
     await manager.port.removeVm('web', { force: false });
@@ -286,56 +288,16 @@ describe('a manager that is killed', () => {
   const network = { bridge: 'svtmg4', subnet: '10.214.24.0/24' };
   const spec: VmSpecInput = { name: 'web', ramBytes: RAM_BYTES, accelerator: 'tcg', shadow: { kind: 'always' } };
 
-  test('leaves VMs, which the next one ends, takes away and lists as failed, with the reason', async () => {
-    const first = await Daemon.start(network);
-    const { stateDir } = first;
-    await first.client.runVm(spec);
-    await first.waitEvent('a shadow', ({ type }) => type === 'shadow.ready');
-    const { pid, shadow, createdAt } = await first.client.showVm('web');
-    await first.kill();
-    expect([isAlive(pid!), isAlive(shadow!.pid!)]).toEqual([true, true]);
-    const left = leftovers(stateDir);
-    expect(left.filter((what) => what.startsWith('QEMU'))).toHaveLength(2);
-    expect(left.filter((what) => what.startsWith('interface'))).toHaveLength(3);
-
-    const second = await Daemon.start({ ...network, stateDir });
-    expect([isAlive(pid!), isAlive(shadow!.pid!)]).toEqual([false, false]);
-    expect(leftovers(stateDir).filter((what) => !what.startsWith('/sys/fs/cgroup'))).toEqual([]);
-    expect(await second.client.listVms()).toMatchObject([
-      {
-        name: 'web',
-        state: 'failed',
-        pid: null,
-        shadow: null,
-        createdAt,
-        failure: expect.stringMatching(/manager ended/),
-      },
-    ]);
-    const events = await second.client.listEvents({});
-    expect(
-      events
-        .filter(({ type }) => type === 'vm.orphan-killed')
-        .map(({ data }) => data.pid)
-        .sort(),
-    ).toEqual([pid, shadow!.pid].sort());
-    // The events of the first are still there, and the numbers go on.
-    expect(events.map(({ type }) => type)).toContain('vm.running');
-    expect(events.map(({ seq }) => seq)).toEqual(events.map((_, i) => events[0]!.seq + i));
-    await second.client.removeVm('web', { force: false });
-    expect(await second.client.runVm({ ...spec, shadow: { kind: 'manual' } })).toMatchObject({
-      state: 'running',
-    });
-    await second.stop();
-    expect(leftovers(stateDir)).toEqual([]);
-  });
-
   test('at any moment of a start leaves nothing that the next one does not find', async () => {
     let stateDir: string | undefined;
     for (const delayMs of [20, 40, 60, 90, 150]) {
       const daemon: Daemon = await Daemon.start({ ...network, ...(stateDir === undefined ? {} : { stateDir }) });
       stateDir = daemon.stateDir;
-      expect(leftovers(stateDir).filter((what) => !what.startsWith('/sys/fs/cgroup'))).toEqual([]);
-      for (const { name } of await daemon.client.listVms()) await daemon.client.removeVm(name, { force: false });
+      // One that ran already goes on; of one that did not, nothing is left.
+      const adopted = (await daemon.client.listVms()).filter(({ state }) => state === 'running');
+      if (adopted.length === 0)
+        expect(leftovers(stateDir).filter((what) => !what.startsWith('/sys/fs/cgroup'))).toEqual([]);
+      for (const { name } of await daemon.client.listVms()) await daemon.client.removeVm(name, { force: true });
       const running = daemon.client.runVm(spec).catch(ignore);
       await sleep(delayMs);
       await daemon.kill();

@@ -148,6 +148,7 @@ describe.skipIf(!supported)('what is declared', () => {
     expect(uplinks.map(forwarding)).toEqual(uplinks.map(() => '1'));
     // Killed here: the bridge, the rules and the forwarding are left.
     networks = open();
+    await networks.load();
     const swept = await networks.recover();
     expect(swept).toEqual([bridge]);
     expect(uplinks.map(forwarding)).toEqual(before);
@@ -155,6 +156,7 @@ describe.skipIf(!supported)('what is declared', () => {
     await networks.close();
     expect(leftovers(dir)).toEqual([]);
     networks = open();
+    await networks.load();
     await networks.recover();
     expect(networks.list().map(({ name, up }) => [name, up])).toEqual([
       ['default', false],
@@ -169,6 +171,7 @@ describe.skipIf(!supported)('what is declared', () => {
     networks = open();
     ip('link', 'add', `sve${ID}`, 'type', 'bridge');
     try {
+      await networks.load();
       await networks.recover();
       expect(events.at(-1)).toMatch(
         /^network.failed: the network one can not be made again: .* belongs to something else/,
@@ -181,6 +184,7 @@ describe.skipIf(!supported)('what is declared', () => {
     await networks.close();
     writeFileSync(join(dir, 'networks.json'), '{"version": 2}');
     networks = open();
+    await networks.load();
     await networks.recover();
     expect(events.at(-1)).toMatch(/^state.corrupt: /);
     expect(existsSync(join(dir, 'networks.json.corrupt'))).toBe(true);

@@ -12,7 +12,7 @@ beforeAll(async () => {
 afterAll(() => manager.close());
 
 test('a planned one rolls back nothing, although its epoch is cut after the decision', async () => {
-  const done = promotionViewSchema.parse(await manager.port.promoteShadow('web'));
+  const done = promotionViewSchema.parse(await manager.port.promoteShadow('web', null));
   expect(done).toMatchObject({ vm: 'web', planned: true, reason: 'by hand', generation: 1, lagMs: 0 });
   expect(BigInt(done.cutAtNs)).toBeGreaterThan(BigInt(done.decidedAtNs));
   await manager.shadowReady('web');

@@ -121,7 +121,9 @@ describe('a start that fails', () => {
   }
 
   test('has QEMU’s own words: a kernel that is not there', async () => {
-    expect(await failureOf({ incoming: false, kernelPath: '/nowhere/vmlinuz' })).toMatchObject({
+    expect(
+      await failureOf({ incoming: false, kernel: { kernelPath: '/nowhere/vmlinuz', initrdPath: '/nowhere/initrd' } }),
+    ).toMatchObject({
       code: 'QEMU_START_FAILED',
       attempted: 'start QEMU for the VM',
       subject: 'bare',
@@ -131,8 +133,11 @@ describe('a start that fails', () => {
   });
 
   test('has the words of this start, and not of an earlier one', async () => {
-    await failureOf({ incoming: false, kernelPath: '/nowhere/first' });
-    const second = (await failureOf({ incoming: false, initrdPath: '/nowhere/second' })) as { reason: string };
+    await failureOf({ incoming: false, kernel: { kernelPath: '/nowhere/first', initrdPath: '/nowhere/initrd' } });
+    const second = (await failureOf({
+      incoming: false,
+      kernel: { kernelPath: '/nowhere/second', initrdPath: '/nowhere/initrd' },
+    })) as { reason: string };
     expect(second.reason).toContain('/nowhere/second');
     expect(second.reason).not.toContain('/nowhere/first');
     expect(qemus.qemuLog).toContain('/nowhere/first');

@@ -9,6 +9,7 @@ import type { Progress } from '../src/vm/view.js';
 
 const STARTING = 'starting QEMU (tcg)';
 const BOOTING = 'the guest boots';
+const WAKING = 'the guest wakes up';
 
 let manager: InProcessManager;
 beforeAll(async () => {
@@ -21,13 +22,18 @@ afterAll(async () => {
 });
 
 /** Runs a VM and acts when it has come to this step. */
-async function runUntil(step: string, act: () => unknown, signal?: AbortSignal): Promise<unknown> {
+async function runUntil(
+  start: 'boot' | 'golden',
+  step: string,
+  act: () => unknown,
+  signal?: AbortSignal,
+): Promise<unknown> {
   const acts: unknown[] = [];
   const onProgress = ({ message }: Progress) => {
     if (message === step) acts.push(act());
   };
   const error = await manager.port
-    .runVm({ name: 'web', accelerator: 'tcg' }, onProgress, signal)
+    .runVm({ name: 'web', accelerator: 'tcg', start }, onProgress, signal)
     .then(() => null)
     .catch((error: unknown) => error);
   expect(acts).toHaveLength(1);
@@ -48,13 +54,15 @@ async function expectNothingLeft(): Promise<void> {
 }
 
 describe.each([
-  ['while QEMU starts', STARTING],
-  ['while the guest boots', BOOTING],
-])('%s', (_, step) => {
+  ['while QEMU starts', 'boot', STARTING],
+  ['while the guest boots', 'boot', BOOTING],
+  ['while the guest wakes up', 'golden', WAKING],
+] as const)('%s', (_, start, step) => {
   test('a caller that hangs up takes the VM back at once', async () => {
     const hangUp = new AbortController();
     let hungUpMs = 0;
     const error = await runUntil(
+      start,
       step,
       () => {
         hungUpMs = performance.now();
@@ -68,7 +76,7 @@ describe.each([
   });
 
   test('so does a kill', async () => {
-    const error = await runUntil(step, async () => {
+    const error = await runUntil(start, step, async () => {
       expect((await manager.port.killVm('web')).state).toBe('stopped');
     });
     expect(error).toMatchObject({ code: 'CANCELLED', reason: expect.stringContaining('killed') });
@@ -78,15 +86,15 @@ describe.each([
   });
 
   test('so does a removal by force, and its name is free again', async () => {
-    const error = await runUntil(step, () => manager.port.removeVm('web', { force: true }));
+    const error = await runUntil(start, step, () => manager.port.removeVm('web', { force: true }));
     expect(error).toMatchObject({ code: 'CANCELLED' });
     await expectNothingLeft();
-    await expect(runUntil(step, () => manager.port.killVm('web'))).resolves.toMatchObject({ code: 'CANCELLED' });
+    await expect(runUntil(start, step, () => manager.port.killVm('web'))).resolves.toMatchObject({ code: 'CANCELLED' });
   });
 
   test('without force it is refused and the VM comes up', async () => {
     let refusal: unknown;
-    const error = await runUntil(step, () =>
+    const error = await runUntil(start, step, () =>
       manager.port.removeVm('web', { force: false }).catch((thrown: unknown) => {
         refusal = thrown;
       }),
@@ -111,7 +119,7 @@ test('a manager that closes takes back what still boots', async () => {
   const { root } = closing.stateDir;
   let refused: Promise<void> = Promise.resolve();
   await new Promise<void>((resolve) => {
-    const running = closing.port.runVm({ name: 'web', accelerator: 'tcg' }, ({ message }) => {
+    const running = closing.port.runVm({ name: 'web', accelerator: 'tcg', start: 'boot' }, ({ message }) => {
       if (message === BOOTING) resolve();
     });
     refused = expect(running).rejects.toMatchObject({

@@ -1,5 +1,6 @@
 // The control page: one page of shared memory between a QEMU process (written by the shim preloaded into it) and the
 // manager (which created it and passed it as a file descriptor). It outlives both, so the manager reads it at any time.
+// Behind it in the same file lies a byte for each page of the guest's RAM: its enum shadowvm_page.
 #pragma once
 #include <stdint.h>
 
@@ -9,11 +10,26 @@
 // File descriptors that the manager hands to QEMU, by number. src/qemu/process.ts uses the same numbers.
 #define SHADOWVM_FD_RAM 3
 #define SHADOWVM_FD_CONTROL 4
+#define SHADOWVM_FD_LIFELINE 7  // read end of a pipe of which a manager has the other end for as long as it lives
+#define SHADOWVM_FD_RESCUE 8    // QEMU's end of a monitor; the shim opens it, and has the other end
+#define SHADOWVM_FD_FREE 64     // from here on nothing is handed over
 
 enum shadowvm_tracking {
   SHADOWVM_TRACKING_UNSEEN = 0,      // the shim has not seen QEMU map the guest's RAM (yet)
   SHADOWVM_TRACKING_REGISTERED = 1,  // the RAM is registered for asynchronous write protection
   SHADOWVM_TRACKING_FAILED = 2,      // registration failed: `error` says why, checksums must do
+};
+
+// How far a page of a lazily filled RAM is. A QEMU that is not lazy has all of its pages, and the bytes are not used.
+//
+//   ABSENT ──claim (compare and swap)──▶ INSTALLING ──UFFDIO_COPY──▶ PRESENT       and never back
+//
+// Whoever reads the RAM through a mapping of its own must leave absent pages alone: the kernel would give them a page of
+// zeros, and the true content could not be installed any more.
+enum shadowvm_page {
+  SHADOWVM_PAGE_ABSENT = 0,
+  SHADOWVM_PAGE_INSTALLING = 1,
+  SHADOWVM_PAGE_PRESENT = 2,
 };
 
 struct shadowvm_control {
@@ -26,4 +42,8 @@ struct shadowvm_control {
   uint64_t ram_base;  // address of the guest's RAM in QEMU's address space
   uint64_t ram_bytes;
   int32_t uffd;  // the userfaultfd's number in QEMU, -1 if none
+  // Written by managers:
+  uint32_t lazy;              // before the start: the RAM is filled on demand, register it for missing pages too
+  uint32_t filled;            // a lazy RAM is complete: what is missing now is zeros
+  uint32_t paused_for_epoch;  // the guest stands still, and is to run again should its manager die meanwhile
 };

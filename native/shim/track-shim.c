@@ -1,8 +1,9 @@
-// Preloaded into QEMU (LD_PRELOAD). It does two things that only code inside the process can do, and then sleeps:
+// Preloaded into QEMU (LD_PRELOAD). It does three things that only code inside the process can do:
 //
 //  1. registers the mapping of the guest's RAM with userfaultfd in asynchronous write-protect mode, so that the manager
 //     can ask the kernel which pages were written (PAGEMAP_SCAN) with no handler standing in the guest's way;
-//  2. holds a robust futex in the control page, so that the manager learns of the process's death in microseconds.
+//  2. holds a robust futex in the control page, so that the manager learns of the process's death in microseconds;
+//  3. stands in for a manager that died (guard.c).
 //
 // The alternative, KVM's or QEMU's own dirty log, is readable only through QEMU itself (a migration), which stops far
 // longer and exists for one migration at a time.
@@ -20,14 +21,16 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "control.h"
+#include "guard.h"
 #include "kernel-abi.h"
 
 static struct shadowvm_control *control;
+static int rescue = -1;
 static struct stat ram_stat;
 static sem_t life_settled;
 
@@ -49,8 +52,8 @@ static void *live(void *unused) {
   const int held = syscall(SYS_set_robust_list, &life.head, sizeof life.head) == 0;
   if (held) atomic_store((_Atomic uint32_t *)&control->life, (uint32_t)syscall(SYS_gettid));
   sem_post(&life_settled);
-  while (held) pause();
-  return NULL;
+  if (!held) return NULL;
+  guard_forever((struct guard){control, (uint8_t *)control + SHADOWVM_CONTROL_BYTES, rescue});
 }
 
 static void report(int error, enum shadowvm_tracking tracking) {
@@ -58,24 +61,31 @@ static void report(int error, enum shadowvm_tracking tracking) {
   atomic_store((_Atomic uint32_t *)&control->tracking, tracking);
 }
 
+// The number of a userfaultfd with which the RAM is registered; it stays open, closing it would end the registration.
+// -1 with errno when the kernel refuses.
+static int open_userfaultfd(void *base, size_t bytes, uint64_t features, uint64_t mode) {
+  const int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+  if (uffd < 0) return -1;
+  struct uffdio_api api = {.api = UFFD_API, .features = features};
+  struct uffdio_register range = {.range = {(uint64_t)base, bytes}, .mode = mode};
+  if (ioctl(uffd, UFFDIO_API, &api) == 0 && ioctl(uffd, UFFDIO_REGISTER, &range) == 0) return uffd;
+  const int error = errno;
+  close(uffd);
+  errno = error;
+  return -1;
+}
+
 static void register_ram(void *base, size_t bytes) {
   control->ram_base = (uint64_t)base;
   control->ram_bytes = bytes;
-  control->uffd = -1;
-  const int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-  if (uffd < 0) return report(errno, SHADOWVM_TRACKING_FAILED);
-  struct uffdio_api api = {
-      .api = UFFD_API,
-      .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC,
-  };
-  struct uffdio_register range = {.range = {(uint64_t)base, bytes}, .mode = UFFDIO_REGISTER_MODE_WP};
-  if (ioctl(uffd, UFFDIO_API, &api) != 0 || ioctl(uffd, UFFDIO_REGISTER, &range) != 0) {
-    const int error = errno;
-    close(uffd);
-    return report(error, SHADOWVM_TRACKING_FAILED);
-  }
-  control->uffd = uffd;  // stays open: closing it would end the registration
-  report(0, SHADOWVM_TRACKING_REGISTERED);
+  const uint64_t tracking = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC;
+  const uint64_t missing = control->lazy ? UFFDIO_REGISTER_MODE_MISSING : 0;
+  control->uffd = open_userfaultfd(base, bytes, tracking, UFFDIO_REGISTER_MODE_WP | missing);
+  if (control->uffd >= 0) return report(0, SHADOWVM_TRACKING_REGISTERED);
+  const int error = errno;
+  // A kernel before 6.7: it can not track, and can be filled all the same.
+  if (missing) control->uffd = open_userfaultfd(base, bytes, UFFD_FEATURE_MISSING_SHMEM, missing);
+  report(error, SHADOWVM_TRACKING_FAILED);
 }
 
 static int is_guest_ram(int flags, int prot, int fd) {
@@ -98,14 +108,31 @@ static void *map(const char *name, void *address, size_t bytes, int prot, int fl
 EXPORT void *mmap(void *a, size_t n, int p, int f, int fd, off_t o) { return map("mmap", a, n, p, f, fd, o); }
 EXPORT void *mmap64(void *a, size_t n, int p, int f, int fd, off64_t o) { return map("mmap64", a, n, p, f, fd, o); }
 
+// A monitor for ourselves. QEMU knows its end by number, and has no other use for it; ours is not inherited.
+static int open_rescue(void) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return -1;
+  // The kernel gives the lowest free numbers: they may be the one that QEMU's end is to have, or another one of these.
+  const int ours = fcntl(ends[0], F_DUPFD_CLOEXEC, SHADOWVM_FD_FREE);
+  const int theirs = fcntl(ends[1], F_DUPFD_CLOEXEC, SHADOWVM_FD_FREE);
+  close(ends[0]);
+  close(ends[1]);
+  dup2(theirs, SHADOWVM_FD_RESCUE);
+  close(theirs);
+  return ours;
+}
+
 __attribute__((constructor)) static void start(void) {
   unsetenv("LD_PRELOAD");  // for this process only, not for what it may start
   setpriority(PRIO_PROCESS, 0, 0);  // the manager runs ahead of others, its VMs do not
+  struct stat control_stat;
+  if (fstat(SHADOWVM_FD_RAM, &ram_stat) != 0 || fstat(SHADOWVM_FD_CONTROL, &control_stat) != 0) return;
+  if (control_stat.st_size < (off_t)SHADOWVM_CONTROL_BYTES) return;
   struct shadowvm_control *page =
-      mmap(NULL, SHADOWVM_CONTROL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, SHADOWVM_FD_CONTROL, 0);
+      mmap(NULL, (size_t)control_stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, SHADOWVM_FD_CONTROL, 0);
   if (page == MAP_FAILED || page->magic != SHADOWVM_CONTROL_MAGIC) return;
-  if (fstat(SHADOWVM_FD_RAM, &ram_stat) != 0) return;
   control = page;
+  rescue = open_rescue();
   // All signals blocked: QEMU takes process-wide signals through a signalfd and must go on getting them.
   sigset_t all, before;
   sigfillset(&all);

@@ -5,13 +5,17 @@ import { text } from 'node:stream/consumers';
 import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
 import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
-import type { VmSpecInput } from '../vm/spec.js';
+import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
 import {
+  type EpochView,
   type Event,
+  type ExportView,
   eventSchema,
   type OnProgress,
   type PromotionView,
   type ShadowView,
+  type SnapshotView,
+  type VerifyView,
   type VmView,
 } from '../vm/view.js';
 import { readLines } from './lines.js';
@@ -46,6 +50,12 @@ export interface CallOptions {
   signal?: AbortSignal;
 }
 
+/** An epoch by its number, or the newest before a moment (ISO 8601); neither is the newest of all. */
+export interface EpochName {
+  epoch?: number | undefined;
+  before?: string | undefined;
+}
+
 /** Holds no connection between calls, so there is nothing to close. Every method throws ShadowVmError only. */
 export class Client {
   constructor(readonly socketPath: string) {}
@@ -67,9 +77,21 @@ export class Client {
   runVm(spec: VmSpecInput, options: CallOptions = {}): Promise<VmView> {
     return this.#call(routes.runVm, { body: spec, ...options });
   }
-  stopVm(name: string, options: CallOptions & { timeoutMs?: number } = {}): Promise<VmView> {
-    const { timeoutMs, ...rest } = options;
-    return this.#call(routes.stopVm, { name, body: timeoutMs === undefined ? {} : { timeoutMs }, ...rest });
+  /** Resolves when the guest answers; given up, it is stopped again. */
+  startVm(name: string, options: CallOptions & { boot?: boolean } = {}): Promise<VmView> {
+    const { boot, ...rest } = options;
+    return this.#call(routes.startVm, { name, body: { boot }, ...rest });
+  }
+  cloneVm(name: string, clone: string, options: CallOptions & EpochName = {}): Promise<VmView> {
+    const { epoch, before, ...rest } = options;
+    return this.#call(routes.cloneVm, { name, body: { name: clone, epoch, before }, ...rest });
+  }
+  stopVm(
+    name: string,
+    options: CallOptions & { timeoutMs?: number; how?: 'shutdown' | 'suspend'; snapshot?: boolean } = {},
+  ): Promise<VmView> {
+    const { timeoutMs, how, snapshot, ...rest } = options;
+    return this.#call(routes.stopVm, { name, body: { timeoutMs, how, snapshot }, ...rest });
   }
   killVm(name: string): Promise<VmView> {
     return this.#call(routes.killVm, { name });
@@ -107,8 +129,32 @@ export class Client {
   createShadow(name: string, options: CallOptions = {}): Promise<ShadowView> {
     return this.#call(routes.createShadow, { name, ...options });
   }
-  promoteShadow(name: string): Promise<PromotionView> {
-    return this.#call(routes.promoteShadow, { name });
+  promoteShadow(name: string, wanted: EpochName = {}): Promise<PromotionView> {
+    const { epoch, before } = wanted;
+    return this.#call(routes.promoteShadow, { name, body: { epoch, before } });
+  }
+  async listEpochs(name: string): Promise<EpochView[]> {
+    return (await this.#call(routes.listEpochs, { name })).epochs;
+  }
+  changeStandby(name: string, standby: StandbyLevel): Promise<ShadowView> {
+    return this.#call(routes.changeStandby, { name, body: { standby } });
+  }
+  verifyShadow(name: string, options: CallOptions = {}): Promise<VerifyView> {
+    return this.#call(routes.verifyShadow, { name, ...options });
+  }
+
+  async listSnapshots(): Promise<SnapshotView[]> {
+    return (await this.#call(routes.listSnapshots, {})).snapshots;
+  }
+  exportSnapshot(name: string, path: string, options: CallOptions = {}): Promise<ExportView> {
+    return this.#call(routes.exportSnapshot, { name, body: { path }, ...options });
+  }
+  importSnapshot(path: string, options: CallOptions & { name?: string } = {}): Promise<SnapshotView> {
+    const { name, ...rest } = options;
+    return this.#call(routes.importSnapshot, { body: { path, name }, ...rest });
+  }
+  verifySnapshot(name: string, options: CallOptions = {}): Promise<VerifyView> {
+    return this.#call(routes.verifySnapshot, { name, ...options });
   }
   async removeShadow(name: string): Promise<void> {
     await this.#call(routes.removeShadow, { name });

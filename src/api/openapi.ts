@@ -2,7 +2,14 @@
 import { z } from 'zod';
 import { networkViewSchema } from '../vm/network.js';
 import { vmSpecSchema } from '../vm/spec.js';
-import { eventSchema, promotionViewSchema, shadowViewSchema, vmViewSchema } from '../vm/view.js';
+import {
+  eventSchema,
+  promotionViewSchema,
+  shadowViewSchema,
+  snapshotViewSchema,
+  verifyViewSchema,
+  vmViewSchema,
+} from '../vm/view.js';
 import { CONSOLE_PATH, noBody, type Route, routes } from './routes.js';
 import { CONSOLE_PROTOCOL, errorResponseSchema, NDJSON, nameParamsSchema, operationLineSchema } from './schemas.js';
 
@@ -15,6 +22,8 @@ shared.add(vmViewSchema, { id: 'Vm' });
 shared.add(networkViewSchema, { id: 'Network' });
 shared.add(shadowViewSchema, { id: 'Shadow' });
 shared.add(promotionViewSchema, { id: 'Promotion' });
+shared.add(snapshotViewSchema, { id: 'Snapshot' });
+shared.add(verifyViewSchema, { id: 'Verification' });
 shared.add(eventSchema, { id: 'Event' });
 shared.add(errorResponseSchema, { id: 'Error' });
 shared.add(operationLineSchema, { id: 'OperationLine' });

@@ -69,6 +69,15 @@ export const routes = {
   showVm: query('/v1/vms/:name', 'show the VM', s.vmViewSchema),
   /** A caller that hangs up before the VM runs takes it back: nobody is left who knows that it is there. */
   runVm: change('POST', '/v1/vms', 'run the VM', s.vmViewSchema, { body: s.runVmBodySchema, status: 201, long: true }),
+  startVm: change('POST', '/v1/vms/:name/start', 'start the VM', s.vmViewSchema, {
+    body: s.startVmBodySchema,
+    long: true,
+  }),
+  cloneVm: change('POST', '/v1/vms/:name/clone', 'clone the VM', s.vmViewSchema, {
+    body: s.cloneVmBodySchema,
+    status: 201,
+    long: true,
+  }),
   stopVm: change('POST', '/v1/vms/:name/stop', 'stop the VM', s.vmViewSchema, { body: s.stopVmBodySchema, long: true }),
   killVm: change('POST', '/v1/vms/:name/kill', 'kill the VM', s.vmViewSchema),
   removeVm: change('DELETE', '/v1/vms/:name', 'remove the VM', s.removedResponseSchema, {
@@ -88,7 +97,28 @@ export const routes = {
     long: true,
   }),
   removeShadow: change('DELETE', '/v1/vms/:name/shadow', 'remove the shadow', s.removedResponseSchema),
-  promoteShadow: change('POST', '/v1/vms/:name/promote', 'promote the shadow', s.promotionViewSchema),
+  promoteShadow: change('POST', '/v1/vms/:name/promote', 'promote the shadow', s.promotionViewSchema, {
+    body: s.promoteBodySchema,
+  }),
+  listEpochs: query('/v1/vms/:name/shadow/epochs', 'list the epochs', s.epochsResponseSchema),
+  changeStandby: change('POST', '/v1/vms/:name/shadow/standby', 'change the standby', s.shadowViewSchema, {
+    body: s.standbyBodySchema,
+  }),
+  verifyShadow: change('POST', '/v1/vms/:name/shadow/verify', 'verify the shadow', s.verifyViewSchema, { long: true }),
+
+  listSnapshots: query('/v1/snapshots', 'list the snapshots', s.snapshotsResponseSchema),
+  importSnapshot: change('POST', '/v1/snapshots', 'import the snapshot', s.snapshotViewSchema, {
+    body: s.importBodySchema,
+    status: 201,
+    long: true,
+  }),
+  exportSnapshot: change('POST', '/v1/vms/:name/snapshot/export', 'export the snapshot', s.exportViewSchema, {
+    body: s.exportBodySchema,
+    long: true,
+  }),
+  verifySnapshot: change('POST', '/v1/vms/:name/snapshot/verify', 'verify the snapshot', s.verifyViewSchema, {
+    long: true,
+  }),
 
   listNetworks: query('/v1/networks', 'list the networks', s.networksResponseSchema),
   showNetwork: query('/v1/networks/:name', 'show the network', s.networkViewSchema),

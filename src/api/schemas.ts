@@ -6,8 +6,17 @@
 import { z } from 'zod';
 import { ERROR_STATUS, type ErrorBody, type ErrorCode, ShadowVmError } from '../errors.js';
 import { networkNameSchema, networkSpecSchema, networkViewSchema } from '../vm/network.js';
-import { vmNameSchema, vmSpecSchema } from '../vm/spec.js';
-import { eventSchema, promotionViewSchema, shadowViewSchema, vmViewSchema } from '../vm/view.js';
+import { standbyLevelSchema, vmNameSchema, vmSpecSchema } from '../vm/spec.js';
+import {
+  epochViewSchema,
+  eventSchema,
+  exportViewSchema,
+  promotionViewSchema,
+  shadowViewSchema,
+  snapshotViewSchema,
+  verifyViewSchema,
+  vmViewSchema,
+} from '../vm/view.js';
 
 export const LOG_BYTES_MAX = 1024 * 1024;
 export const EVENTS_MAX = 4096;
@@ -29,6 +38,36 @@ export const createNetworkBodySchema = z.strictObject(networkSpecSchema.shape);
 export const stopVmBodySchema = z.strictObject({
   /** How long the guest has to power off before it is killed. */
   timeoutMs: z.number().int().min(0).max(600_000).default(10_000),
+  /** suspend: the guest is stopped as it is, and does not shut down. */
+  how: z.enum(['shutdown', 'suspend']).default('shutdown'),
+  /** Keep the newest state: `start` goes on from it. */
+  snapshot: z.boolean().default(true),
+});
+export const startVmBodySchema = z.strictObject({
+  /** From power-on, whatever snapshot there is. */
+  boot: z.boolean().default(false),
+});
+/** At most one of the two; without either, the newest epoch is meant. */
+const wantedEpoch = {
+  epoch: z.number().int().positive().optional(),
+  /** ISO 8601: the newest epoch that was cut before this moment. */
+  before: z.iso.datetime({ offset: true }).optional(),
+};
+const oneOfBoth = ({ epoch, before }: { epoch?: number | undefined; before?: string | undefined }) =>
+  epoch === undefined || before === undefined;
+const ONE_OF_BOTH = 'an epoch is named by its number or by a moment, not by both';
+export const promoteBodySchema = z.strictObject(wantedEpoch).refine(oneOfBoth, ONE_OF_BOTH);
+export const cloneVmBodySchema = z.strictObject({ name: vmNameSchema, ...wantedEpoch }).refine(oneOfBoth, ONE_OF_BOTH);
+export const standbyBodySchema = z.strictObject({ standby: standbyLevelSchema });
+const pathSchema = z.string().min(1).max(4096);
+export const exportBodySchema = z.strictObject({
+  /** On the manager's host, absolute; a file that is there already is never overwritten. */
+  path: pathSchema,
+});
+export const importBodySchema = z.strictObject({
+  path: pathSchema,
+  /** Default: the name that it was exported under. */
+  name: vmNameSchema.optional(),
 });
 export const faultBodySchema = z.strictObject({ fault: z.enum(['kill', 'hang', 'panic']) });
 export type Fault = z.infer<typeof faultBodySchema>['fault'];
@@ -72,6 +111,8 @@ export type HealthResponse = z.infer<typeof healthResponseSchema>;
 export const vmsResponseSchema = z.object({ vms: z.array(vmViewSchema) });
 export const networksResponseSchema = z.object({ networks: z.array(networkViewSchema) });
 export const shadowsResponseSchema = z.object({ shadows: z.array(shadowViewSchema) });
+export const epochsResponseSchema = z.object({ epochs: z.array(epochViewSchema) });
+export const snapshotsResponseSchema = z.object({ snapshots: z.array(snapshotViewSchema) });
 export const removedResponseSchema = z.object({ removed: z.string() });
 export const logsResponseSchema = z.object({
   which: z.enum(['console', 'qemu']),
@@ -104,7 +145,15 @@ export const operationLineSchema = z.union([
   z.object({ result: z.unknown() }),
 ]);
 
-export { networkViewSchema, promotionViewSchema, shadowViewSchema, vmViewSchema };
+export {
+  exportViewSchema,
+  networkViewSchema,
+  promotionViewSchema,
+  shadowViewSchema,
+  snapshotViewSchema,
+  verifyViewSchema,
+  vmViewSchema,
+};
 
 /** "ramBytes: RAM must be whole MiB; publish.0.hostPort: …" */
 export function describeIssues(error: z.ZodError): string {

@@ -15,7 +15,7 @@ import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest }
 import type { Logger } from 'pino';
 import type { z } from 'zod';
 import { ERROR_STATUS, ShadowVmError, toShadowVmError } from '../errors.js';
-import type { ManagerPort } from '../manager/port.js';
+import type { ManagerPort, WantedEpoch } from '../manager/port.js';
 import { fileError } from '../manager/state-dir.js';
 import type { OnProgress } from '../vm/view.js';
 import { Follower } from './follower.js';
@@ -78,6 +78,11 @@ interface Input<R extends Route> {
 }
 type Answer<R extends Route> = z.input<R['response']>;
 type Handler<R extends Route> = (input: Input<R>, progress: OnProgress) => Promise<Answer<R>> | Answer<R>;
+
+function wantedOf({ epoch, before }: { epoch?: number | undefined; before?: string | undefined }): WantedEpoch | null {
+  if (epoch !== undefined) return { epoch };
+  return before === undefined ? null : { beforeMs: Date.parse(before) };
+}
 
 class Api implements ApiServer {
   readonly socketPath: string;
@@ -148,6 +153,10 @@ class Api implements ApiServer {
     this.#serve(routes.showVm, ({ name }) => manager.showVm(name));
     // Taken back when the caller hangs up before it runs: nobody else knows that it is there.
     this.#serve(routes.runVm, ({ body, hungUp }, progress) => manager.runVm(body, progress, hungUp));
+    this.#serve(routes.startVm, ({ name, body, hungUp }, progress) => manager.startVm(name, body, progress, hungUp));
+    this.#serve(routes.cloneVm, ({ name, body, hungUp }, progress) =>
+      manager.cloneVm(name, { name: body.name, wanted: wantedOf(body) }, progress, hungUp),
+    );
     this.#serve(routes.stopVm, ({ name, body }, progress) => manager.stopVm(name, body, progress));
     this.#serve(routes.killVm, ({ name }) => manager.killVm(name));
     this.#serve(routes.removeVm, async ({ name, query }) => {
@@ -172,7 +181,16 @@ class Api implements ApiServer {
       await manager.removeShadow(name);
       return { removed: name };
     });
-    this.#serve(routes.promoteShadow, ({ name }) => manager.promoteShadow(name));
+    this.#serve(routes.promoteShadow, ({ name, body }) => manager.promoteShadow(name, wantedOf(body)));
+    this.#serve(routes.listEpochs, ({ name }) => ({ epochs: manager.listEpochs(name) }));
+    this.#serve(routes.changeStandby, ({ name, body }) => manager.changeStandby(name, body.standby));
+    this.#serve(routes.verifyShadow, ({ name }, progress) => manager.verifyShadow(name, progress));
+    this.#serve(routes.listSnapshots, () => ({ snapshots: manager.listSnapshots() }));
+    this.#serve(routes.importSnapshot, ({ body }, progress) =>
+      manager.importSnapshot(body.path, body.name ?? null, progress),
+    );
+    this.#serve(routes.exportSnapshot, ({ name, body }, progress) => manager.exportSnapshot(name, body.path, progress));
+    this.#serve(routes.verifySnapshot, ({ name }, progress) => manager.verifySnapshot(name, progress));
     this.#serve(routes.listNetworks, () => ({ networks: manager.listNetworks() }));
     this.#serve(routes.showNetwork, ({ name }) => manager.showNetwork(name));
     this.#serve(routes.createNetwork, ({ body }) => manager.createNetwork(body));

@@ -3,12 +3,14 @@ import { Command, CommanderError } from 'commander';
 import { addDaemonVerb } from './daemon.js';
 import { addDoctorVerb } from './doctor.js';
 import { addEventsVerb } from './events.js';
+import { addForecastVerbs } from './forecast.js';
 import { addImageVerbs } from './image.js';
 import { addNetworkVerbs } from './network.js';
 import { VERSION } from './package.js';
 import { usageError } from './parse.js';
 import { addGlobalOptions, exitWhenReaderLeaves, printError } from './session.js';
 import { addShadowVerbs } from './shadow.js';
+import { addSnapshotVerbs } from './snapshot.js';
 import { addVersionVerb } from './version.js';
 import { addVmVerbs } from './vm.js';
 
@@ -38,8 +40,10 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addVmVerbs(program);
   addShadowVerbs(program);
   addNetworkVerbs(program);
+  addSnapshotVerbs(program);
   addEventsVerb(program);
   addImageVerbs(program);
+  addForecastVerbs(program);
   addDoctorVerb(program);
   addVersionVerb(program);
   return program;

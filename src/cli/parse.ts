@@ -42,6 +42,8 @@ export const timeoutMs = (text: string): number => parseDurationMs(text, 'the ti
 export const probeTime = (text: string): number => parseDurationMs(text, 'the time of the probes');
 export const lagMs = (text: string): number => parseDurationMs(text, 'the lag');
 export const bandwidth = (text: string): number => parseBitsPerSecond(text, 'the bandwidth');
+export const keepMs = (text: string): number => parseDurationMs(text, 'how long epochs are kept');
+export const imageBytes = (text: string): number => parseBytes(text, 'the size of the shadow image');
 export const pausedShare = (text: string): number => parseShare(text, 'the share of paused time');
 export const cpuShare = (text: string): number => parseShare(text, 'the CPU budget');
 
@@ -69,6 +71,21 @@ export function publishedPort(text: string): PublishedPort {
   if (wrong !== undefined)
     throw malformed('the published port', text, `${wrong} is not a port from 1 to 65535`, remedy);
   return { hostPort, guestPort };
+}
+
+export const epochNumber = wholeNumber('the epoch', 1, Number.MAX_SAFE_INTEGER);
+
+/** A moment as ISO 8601 text: said so, or as a time that has passed since, such as `30s`. */
+export function moment(text: string, nowMs = Date.now()): string {
+  if (/^\d[\d.]*(ms|s|m|h)$/.test(text)) return new Date(nowMs - parseDurationMs(text, 'the moment')).toISOString();
+  const ms = Date.parse(text);
+  if (/^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}/.test(text) && !Number.isNaN(ms)) return new Date(ms).toISOString();
+  throw malformed(
+    'the moment',
+    text,
+    'it is neither a time of day with its date nor a time that has passed since',
+    'Write 2026-01-31T12:00:00Z, or 30s for half a minute ago',
+  );
 }
 
 /** An option that may be given several times. */

@@ -3,12 +3,13 @@ import { type Command, Option } from 'commander';
 import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
 import { type ProbeCheck, parseProbe } from '../vm/probe.js';
 import { formatBitsPerSecond, formatBytesExact } from '../vm/quantity-text.js';
-import { type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
+import { type Durability, type StandbyLevel, type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
+import { parseStandby } from '../vm/standby-text.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
-import type { VmView } from '../vm/view.js';
+import type { OnProgress, VmView } from '../vm/view.js';
 import * as parse from './parse.js';
-import { addGroup, addVerb } from './session.js';
-import { shadowDetails } from './shadow.js';
+import { addGroup, addVerb, type Session } from './session.js';
+import { addEpochOptions, shadowDetails } from './shadow.js';
 import * as show from './table.js';
 import { attachConsole } from './vm-console.js';
 import { printLog } from './vm-logs.js';
@@ -29,6 +30,11 @@ interface RunOptions {
   tracking?: VmSpecInput['tracking'];
   shadow?: 'manual' | 'always';
   shadowWhen?: Trigger[];
+  standby?: StandbyLevel;
+  durability?: Durability;
+  keep?: number;
+  maxBytes?: number;
+  boot?: boolean;
   maxLag?: number;
   maxPaused?: number;
   cpuBudget?: number;
@@ -62,23 +68,76 @@ export function addVmVerbs(program: Command): void {
     },
   );
 
-  addVerb<{ timeout?: number }>(
+  addVerb<{ timeout?: number; suspend?: boolean; snapshot?: boolean }>(
     vm,
     'stop <name>',
     {
-      summary: 'ask the guest to power off',
-      description: 'Asks the guest to power off. It is killed when it has not done so after the timeout.',
-      examples: ['vm stop web', 'vm stop web --timeout 1m'],
+      summary: 'save the newest state and end the VM',
+      description:
+        'Saves the newest state of the guest as a snapshot, from which `vm start` goes on, and asks the guest to power off.\n' +
+        'It is killed when it has not done so after the timeout. With --suspend it is stopped as it is.',
+      examples: ['vm stop web', 'vm stop web --suspend', 'vm stop web --no-snapshot --timeout 1m'],
     },
-    (command) => command.addOption(new Option('--timeout <time>', 'default: 10s').argParser(parse.timeoutMs)),
+    (command) =>
+      command
+        .addOption(new Option('--timeout <time>', 'default: 10s').argParser(parse.timeoutMs))
+        .option('--suspend', 'do not shut the guest down')
+        .option('--no-snapshot', 'save nothing: the VM can only boot again'),
     async (session, args, options) => {
       const view = await session.withProgress((onProgress) =>
         session.client.stopVm(nameOf(args), {
           onProgress,
+          how: options.suspend === true ? 'suspend' : 'shutdown',
+          snapshot: options.snapshot !== false,
           ...(options.timeout === undefined ? {} : { timeoutMs: options.timeout }),
         }),
       );
-      session.result(view, `${view.name} is ${view.state}\n`);
+      const saved = view.snapshot === null ? '' : `; its snapshot takes ${show.bytes(view.snapshot.bytesOnDisk)}`;
+      session.result(view, `${view.name} is ${view.state}${saved}\n`);
+    },
+  );
+
+  addVerb<{ boot?: boolean }>(
+    vm,
+    'start <name>',
+    {
+      summary: 'let a stopped VM go on from its snapshot',
+      description:
+        'Lets a stopped VM go on from its snapshot. Its memory is filled while it runs already. With --boot it begins at\n' +
+        'power-on instead.',
+      examples: ['vm start web', 'vm start web --boot'],
+    },
+    (command) => command.option('--boot', 'from power-on'),
+    async (session, args, options) => {
+      const view = await untilInterrupted(session, `${args[0]} is stopped again`, (signal, onProgress) =>
+        session.client.startVm(nameOf(args), { onProgress, signal, boot: options.boot === true }),
+      );
+      if (view !== null) session.result(view, cameUp(view));
+    },
+  );
+
+  addVerb<{ epoch?: number; before?: string }>(
+    vm,
+    'clone <name> <clone>',
+    {
+      summary: 'run a copy of a VM that goes on by itself',
+      description:
+        'Runs a new VM from the newest epoch of another one, or from an older epoch, with a name and addresses of its own.\n' +
+        'The other VM needs a shadow or a snapshot, and goes on.',
+      examples: ['vm clone web web-2', 'vm clone web web-before --before 30s'],
+    },
+    (command) => addEpochOptions(command),
+    async (session, args, options) => {
+      const clone = parse.vmName(args[1]!);
+      const view = await untilInterrupted(session, `${clone} is taken away again`, (signal, onProgress) =>
+        session.client.cloneVm(nameOf(args), clone, {
+          onProgress,
+          signal,
+          epoch: options.epoch,
+          before: options.before,
+        }),
+      );
+      if (view !== null) session.result(view, cameUp(view));
     },
   );
 
@@ -251,6 +310,23 @@ function addRun(vm: Command): void {
           ),
         )
         .addOption(
+          new Option('--standby <level>', 'image, process, or resident[=PERCENT]; default: process').argParser(
+            parseStandby,
+          ),
+        )
+        .addOption(
+          new Option('--durability <when>', 'when an epoch is surely on the disk; default: interval, a second').choices(
+            ['none', 'interval', 'epoch'],
+          ),
+        )
+        .addOption(new Option('--keep <time>', 'how far back the VM can go; default: 60s').argParser(parse.keepMs))
+        .addOption(
+          new Option('--max-bytes <size>', 'of the shadow image; default: twice the RAM and 512M').argParser(
+            parse.imageBytes,
+          ),
+        )
+        .option('--boot', 'from power-on, not from the golden snapshot of the image')
+        .addOption(
           new Option('--max-lag <time>', 'what a failover may roll back; default: 500ms').argParser(parse.lagMs),
         )
         .addOption(
@@ -264,23 +340,44 @@ function addRun(vm: Command): void {
     async (session, args, options) => {
       // Checked here as well as in the daemon: what is malformed is told also when no daemon runs.
       const spec = check(runVmBodySchema, specOf(nameOf(args), options), 'the options of the VM');
-      const giveUp = new AbortController();
-      const interrupt = () => giveUp.abort();
-      process.once('SIGINT', interrupt).once('SIGTERM', interrupt);
-      try {
-        const view = await session.withProgress((onProgress) =>
-          session.client.runVm(spec, { onProgress, signal: giveUp.signal }),
-        );
-        session.result(view, `${view.name} runs${at(view)}, booted in ${show.ms(view.bootMs)}\n`);
-      } catch (error) {
-        if (!giveUp.signal.aborted) throw error;
-        session.remark(`interrupted: the daemon takes ${spec.name} away again`);
-        process.exitCode = 1;
-      } finally {
-        process.off('SIGINT', interrupt).off('SIGTERM', interrupt);
-      }
+      const view = await untilInterrupted(session, `the daemon takes ${spec.name} away again`, (signal, onProgress) =>
+        session.client.runVm(spec, { onProgress, signal }),
+      );
+      if (view !== null) session.result(view, cameUp(view));
     },
   );
+}
+
+/** Waits for a VM to come up; Ctrl-C gives that up, which is told and is null. */
+async function untilInterrupted(
+  session: Session,
+  consequence: string,
+  work: (signal: AbortSignal, onProgress: OnProgress) => Promise<VmView>,
+): Promise<VmView | null> {
+  const giveUp = new AbortController();
+  const interrupt = () => giveUp.abort();
+  process.once('SIGINT', interrupt).once('SIGTERM', interrupt);
+  try {
+    return await session.withProgress((onProgress) => work(giveUp.signal, onProgress));
+  } catch (error) {
+    if (!giveUp.signal.aborted) throw error;
+    session.remark(`interrupted: ${consequence}`);
+    process.exitCode = 1;
+    return null;
+  } finally {
+    process.off('SIGINT', interrupt).off('SIGTERM', interrupt);
+  }
+}
+
+const CAME_UP = {
+  boot: 'booted',
+  golden: 'up from the golden snapshot of its image',
+  snapshot: 'up from its snapshot',
+  clone: 'up from the epoch of the other VM',
+};
+
+function cameUp(view: VmView): string {
+  return `${view.name} runs${at(view)}, ${CAME_UP[view.origin]} in ${show.ms(view.bootMs)}\n`;
 }
 
 function specOf(name: string, options: RunOptions): VmSpecInput {
@@ -308,6 +405,13 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
       failures: options.probeFailures,
     })),
     pacing,
+    standby: options.standby,
+    durability: options.durability,
+    retention: {
+      ...(options.keep === undefined ? {} : { keepMs: options.keep }),
+      ...(options.maxBytes === undefined ? {} : { maxBytes: options.maxBytes }),
+    },
+    start: options.boot === true ? 'boot' : 'golden',
     ...(options.shadow === undefined ? {} : { shadow: { kind: options.shadow } }),
     ...(options.shadowWhen === undefined ? {} : { shadow: { kind: 'when', triggers: options.shadowWhen } }),
   };
@@ -348,9 +452,9 @@ function vmDetails(vm: VmView): string {
     ['name', vm.name],
     ['state', `${vm.state}, generation ${vm.generation}`],
     ['failure', vm.failure],
-    ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, booted in ${show.ms(vm.bootMs)}`],
     ['address', `${[vm.address ?? show.NONE, vm.address6].filter((each) => each !== null).join(', ')} (${network})`],
     ['bandwidth', bandwidth === null ? null : `${formatBitsPerSecond(bandwidth)}bit/s in each direction`],
+    ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, ${CAME_UP[vm.origin]} in ${show.ms(vm.bootMs)}`],
     ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
     ['process', vm.pid === null ? null : `${vm.pid} on ${vm.accelerator}`],
     [
@@ -364,6 +468,7 @@ function vmDetails(vm: VmView): string {
       'probe',
       `${probe} ${health}${reason === null ? '' : `: ${reason}`}`,
     ]),
+    ['snapshot', vm.snapshot === null ? null : snapshotWords(vm)],
     ...(vm.shadow === null ? noShadow(vm) : shadowDetails(vm.shadow, spec.pacing.maxLagMs)),
     [
       'declared',
@@ -371,6 +476,11 @@ function vmDetails(vm: VmView): string {
     ],
     ['created', show.time(vm.createdAt)],
   ]);
+}
+
+function snapshotWords({ name, snapshot }: VmView): string | null {
+  if (snapshot === null) return null;
+  return `epoch ${snapshot.epoch} of ${show.time(snapshot.cutAt)}, ${show.bytes(snapshot.bytesOnDisk)}; \`shadowvm vm start ${name}\` goes on from it`;
 }
 
 const vcpus = (count: number): string => `${count} vCPU${count === 1 ? '' : 's'}`;

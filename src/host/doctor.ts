@@ -8,7 +8,7 @@ import { release } from 'node:os';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { openCgroups } from '../allocate/cgroup.js';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { createMemoryFile } from '../native/memory.js';
 import { tapsPermitted } from '../network/network.js';
 import { nftSupport } from '../network/nft.js';
@@ -239,8 +239,4 @@ async function examineImages(imagesDir: string) {
   }
   if (broken.length > 0) return warn(`without a readable manifest: ${broken.join(', ')}`, remedy);
   return images.length === 0 ? warn(`no images in ${imagesDir}`, remedy) : ok(images.join(', '));
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -25,6 +25,8 @@ import {
 import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
 import { ShadowVmError } from '../errors.js';
+import { startTicks } from '../host/process-stat.js';
+import type { Kernel } from '../qemu/argv.js';
 import { MIB } from '../vm/spec.js';
 
 const manifestSchema = z.object({
@@ -110,7 +112,7 @@ export async function recordBoot(imagesDir: string, name: string, bootMs: number
  * be started with the very bytes that its primary was started with (they are part of the machine's shape), also after
  * the image was built anew or removed.
  */
-export async function pinImage(image: Image, folder: string): Promise<{ kernelPath: string; initrdPath: string }> {
+export async function pinImage(image: Kernel, folder: string): Promise<Kernel> {
   await mkdir(folder, { recursive: true });
   const pin = async (source: string): Promise<string> => {
     const target = join(folder, basename(source));
@@ -144,7 +146,7 @@ export async function pinImage(image: Image, folder: string): Promise<{ kernelPa
 
 /** Makes the folder of a build under way; it stays until it is committed, discarded, or this process has died. */
 export async function beginBuild(imagesDir: string, name: string): Promise<string> {
-  const owner = `${process.pid}.${await startTime(process.pid)}`;
+  const owner = `${process.pid}.${startTicks(process.pid)}`;
   const dir = join(imagesDir, BUILDS, `${name}.${owner}.${randomBytes(6).toString('hex')}`);
   await mkdir(dir, { recursive: true });
   return dir;
@@ -175,7 +177,7 @@ export async function cleanBuilds(imagesDir: string): Promise<void> {
   const builds = join(imagesDir, BUILDS);
   for (const entry of await readdir(builds).catch(emptyWhenMissing)) {
     const [, name, pid, start] = /^(.+)\.(\d+)\.(\d+)\.[0-9a-f]+(?:\.link)?$/.exec(entry) ?? [];
-    if (name === undefined || (await startTime(Number(pid))) === start) continue;
+    if (name === undefined || startTicks(Number(pid)) === Number(start)) continue;
     const used = await readlink(join(imagesDir, name)).catch(() => '');
     if (basename(used) !== entry) await rm(join(builds, entry), { recursive: true, force: true });
   }
@@ -227,13 +229,6 @@ async function syncFile(path: string): Promise<void> {
 }
 
 const syncFolder = syncFile;
-
-/** When a process began, in clock ticks since boot, or null when it is none: tells a reused pid from its former owner. */
-async function startTime(pid: number): Promise<string | null> {
-  const text = await readFile(`/proc/${pid}/stat`, 'latin1').catch(() => '');
-  // The second field, the program's name, may hold anything; the fields after its closing bracket are plain.
-  return text.slice(text.lastIndexOf(')') + 2).split(' ')[19] ?? null;
-}
 
 export function imageMiB(bytes: number): number {
   return Math.round((bytes / MIB) * 10) / 10;

@@ -4,6 +4,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import type { Logger } from 'pino';
+import { messageOf } from '../errors.js';
 import { type Event, eventSchema } from '../vm/view.js';
 import { RotatingFile } from './rotating-file.js';
 import { fileError } from './state-dir.js';
@@ -154,7 +155,7 @@ function plainData(data: Record<string, unknown>): Record<string, unknown> {
     if (text.length > LINE_CHARS_MAX) return { omitted: `${text.length} characters of data` };
     return JSON.parse(text) as Record<string, unknown>;
   } catch (error) {
-    return { omitted: `data that is not JSON: ${error instanceof Error ? error.message : String(error)}` };
+    return { omitted: `data that is not JSON: ${messageOf(error)}` };
   }
 }
 

@@ -1,5 +1,6 @@
 /** Waiting for a guest's first sign of life. */
 import fs from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
 import { type ErrorCode, ShadowVmError } from '../errors.js';
 import type { QemuProcess } from '../qemu/process.js';
@@ -39,11 +40,10 @@ export function bootBeat(primary: QemuProcess, consoleLogPath: string, signal: A
   });
 }
 
-/** Resolves when a promoted guest beats, or after `timeoutMs`. */
+/** Resolves when a promoted guest beats, when its QEMU has died, or after `timeoutMs`. */
 export async function awakening(qemu: QemuProcess, timeoutMs: number): Promise<void> {
   const untilMs = monotonicMs() + timeoutMs;
-  while (qemu.agent.firstBeatAtNs === null && monotonicMs() < untilMs)
-    await new Promise((resolve) => setTimeout(resolve, 2));
+  while (qemu.agent.firstBeatAtNs === null && !qemu.hasDied && monotonicMs() < untilMs) await sleep(2);
 }
 
 /** How a console ended: with the line that says why the kernel panicked, not with the trace that follows it. */

@@ -6,13 +6,14 @@ import path from 'node:path';
 import type { Logger } from 'pino';
 import { type CgroupDriver, openCgroups } from '../allocate/cgroup.js';
 import { ShadowVmError } from '../errors.js';
+import { BaseImages } from '../image/base-images.js';
 import { stateTag } from '../network/address.js';
 import { type Network, tapsPermitted } from '../network/network.js';
 import { findQemu, hostTscKhz, probeKvm, type Qemu } from '../qemu/probe.js';
 import { DEFAULT_NETWORK } from '../vm/network.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { EventLog } from './events.js';
-import { Networks } from './networks.js';
+import { type Guest, Networks } from './networks.js';
 import type { StateDir } from './state-dir.js';
 
 /** Above every range that login.defs, systemd or containers hand out; one per VM, so that VMs can not reach each other. */
@@ -32,6 +33,7 @@ export interface HostOptions {
 
 export class Host {
   readonly networks: Networks;
+  readonly bases = new BaseImages();
   private kvm: { usable: boolean; reason: string } | null = null;
   private warnedOfTcg = false;
   private readonly slots = new Set<number>();
@@ -65,9 +67,11 @@ export class Host {
     return new Host(options, qemu, hostTscKhz(), tag, cgroups.driver);
   }
 
-  /** Takes away what an earlier run of this manager left on the host. */
-  async sweep(): Promise<string[]> {
-    return [...(await this.networks.recover()), ...((await this.cgroups?.sweep(''))?.removed ?? [])];
+  /** Takes away what an earlier run of this manager left on the host, but for what VMs that were taken over have. */
+  async sweep(adopted: readonly Guest[]): Promise<string[]> {
+    const left = await this.networks.recover(adopted);
+    // Those in which processes live are left by themselves.
+    return [...left, ...((await this.cgroups?.sweep(''))?.removed ?? [])];
   }
 
   /** Takes away everything that VMs share. */
@@ -140,6 +144,10 @@ export class Host {
   takeSlot(): number {
     let slot = 0;
     while (this.slots.has(slot)) slot++;
+    return this.reserveSlot(slot);
+  }
+  /** The one that a VM of an earlier manager has. */
+  reserveSlot(slot: number): number {
     this.slots.add(slot);
     return slot;
   }

@@ -1,27 +1,42 @@
 /** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
-import fs from 'node:fs';
 import type { Duplex } from 'node:stream';
 import type { z } from 'zod';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { findImage } from '../image/store.js';
 import { lowestFreeAddress } from '../network/address.js';
 import { PortHold } from '../network/ports.js';
+import { noSnapshot } from '../shadow/snapshot.js';
 import { probeTarget } from '../switchover/probe-target.js';
 import { type NetworkSpecInput, type NetworkView, networkSpecSchema } from '../vm/network.js';
-import type { VmSpecInput } from '../vm/spec.js';
+import type { StandbyLevel, VmSpec, VmSpecInput } from '../vm/spec.js';
 import { vmSpecSchema } from '../vm/spec.js';
-import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../vm/view.js';
+import type {
+  EpochView,
+  Event,
+  ExportView,
+  OnProgress,
+  PromotionView,
+  ShadowView,
+  SnapshotView,
+  VerifyView,
+  VmView,
+} from '../vm/view.js';
+import { recoverVms } from './adoption.js';
 import { ConsoleStream } from './console.js';
 import { Host, type HostOptions } from './host.js';
 import { readLogPart } from './log-file.js';
-import type { LogPart, LogText, ManagerPort } from './port.js';
+import { Origins } from './origins.js';
+import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from './port.js';
+import type { StartFrom } from './primary-start.js';
+import { exportSnapshot, importSnapshot, verifySnapshot } from './snapshots.js';
+import { verifyByStart } from './verify-start.js';
 import { ManagedVm } from './vm.js';
 
 /** How long guests may take to shut down when the manager ends. */
 const CLOSE_TIMEOUT_MS = 5000;
 const VMS_MAX = 512;
 
-/** Opens the manager of a state directory and takes away what an earlier one left. @throws QEMU_MISSING, QEMU_TOO_OLD */
+/** Opens the manager of a state directory and goes on with what an earlier one left. @throws QEMU_MISSING, QEMU_TOO_OLD */
 export async function openManager(options: HostOptions): Promise<Manager> {
   const host = await Host.open(options);
   const manager = new Manager(host);
@@ -33,43 +48,40 @@ export class Manager implements ManagerPort {
   private readonly vms = new Map<string, ManagedVm>();
   private closing: Promise<void> | null = null;
 
+  private readonly origins: Origins;
+
   constructor(private readonly host: Host) {
+    this.origins = new Origins(host);
     host.networks.vmsOn = (network) =>
       [...this.vms.values()]
         .filter((vm) => !vm.ended && vm.address !== null && vm.spec.net === network)
         .map((vm) => vm.spec.name);
   }
 
-  /**
-   * VMs of a manager that was killed: their processes end, what they left is taken away, they are listed as failed.
-   * (To adopt them while they run on is not built yet.)
-   */
+  /** Takes over the VMs of a manager that was killed, and wakes those up whose QEMU has died since. */
   async recover(): Promise<void> {
-    const { stateDir, events } = this.host.options;
-    const records = await stateDir.loadVmRecords(events);
-    const known = records.flatMap((record) =>
-      record.process.filter(isRunning).map((process) => ({ vm: record.spec.name, ...process })),
-    );
-    // Killed between the start of a QEMU and the record of it, the manager left one that no record has.
-    const unknown = qemusIn(stateDir.runDir).filter(({ pid }) => !known.some((process) => process.pid === pid));
-    const orphans = [...known, ...unknown.map((process) => ({ vm: null, role: 'QEMU', ...process }))];
-    for (const { vm, pid, role } of orphans) {
-      process.kill(pid, 'SIGKILL');
-      events.append('warn', 'vm.orphan-killed', vm, `killed the ${role} (pid ${pid}) that an earlier manager left`, {
-        pid,
-        role,
-      });
-    }
-    for (const orphan of orphans) await gone(orphan);
-    const swept = await this.host.sweep();
-    if (swept.length > 0)
-      events.append('warn', 'host.swept', null, `took away what an earlier manager left: ${swept.join(', ')}`, {
-        swept,
-      });
-    for (const record of records) {
-      const ended = record.state === 'stopped' || record.state === 'failed';
-      const failure = ended ? null : 'the manager ended without stopping it';
-      this.vms.set(record.spec.name, ManagedVm.ended(this.host, record, failure));
+    const recovered = await recoverVms(this.host);
+    for (const { vm } of recovered) this.vms.set(vm.spec.name, vm);
+    // In the background: the API is there meanwhile, and one VM that can not be woken up keeps no other from it.
+    for (const { vm, revive } of recovered) if (revive) void this.revive(vm);
+  }
+
+  /** A VM that died while no manager was there goes on from its newest epoch, as after any death. */
+  private async revive(dead: ManagedVm): Promise<void> {
+    const { name } = dead.spec;
+    const { events } = this.host.options;
+    events.append('error', 'failure.detected', name, 'its QEMU died while no manager was there', {
+      cause: 'process-died',
+    });
+    const record = { ...dead.core.record(), generation: dead.core.generation + 1 };
+    try {
+      const vm = new ManagedVm(this.host, dead.spec, this.freeAddress(dead.spec, dead.core.lastAddress), record);
+      this.vms.set(name, vm);
+      const start = (giveUp: AbortSignal) => this.origins.snapshot(vm.core, () => {}, giveUp);
+      await this.bringUp(vm, start, () => {}, undefined, dead);
+    } catch (error) {
+      const why = messageOf(error);
+      events.append('error', 'vm.lost', name, `the VM is dead and its shadow image could not take over: ${why}`, {});
     }
   }
 
@@ -85,17 +97,52 @@ export class Manager implements ManagerPort {
     const attempted = 'run the VM';
     this.requireOpen(attempted);
     const spec = parseSpec(vmSpecSchema, input, attempted);
-    // Told before anything is made; a second time below, as it may be gone by then.
-    const onTap = this.host.tapNetwork(spec) !== null;
-    const hold = await PortHold.take(
-      spec.publish.map((port) => port.hostPort),
-      onTap ? '0.0.0.0' : '127.0.0.1',
-      spec.name,
-    );
-    await hold.release();
+    await this.requireFreePorts(spec);
     const image = await findImage(this.host.options.imagesDir, spec.image);
-    // Nothing waits from here to the entry in the map: of two runs with one name, one is refused, and a manager that
-    // closes finds every VM in it.
+    const vm = this.admit(spec, attempted);
+    return this.bringUp(vm, (giveUp) => this.origins.fresh(vm.core, image, progress, giveUp), progress, signal);
+  }
+
+  async startVm(name: string, options: { boot: boolean }, progress: OnProgress, signal?: AbortSignal): Promise<VmView> {
+    const attempted = 'start the VM';
+    this.requireOpen(attempted);
+    const before = this.get(name, attempted);
+    if (!before.ended)
+      throw new ShadowVmError('VM_BUSY', { attempted, subject: name, reason: `it is ${before.state}` });
+    if (!options.boot && before.core.snapshot === null) throw noSnapshot(attempted, name);
+    await this.requireFreePorts(before.spec);
+    this.requireOpen(attempted);
+    const vm = new ManagedVm(
+      this.host,
+      before.spec,
+      this.freeAddress(before.spec, before.core.lastAddress),
+      before.core,
+    );
+    vm.core.snapshot = before.core.snapshot;
+    this.vms.set(name, vm);
+    const start = (giveUp: AbortSignal) =>
+      options.boot ? this.origins.again(vm.core, progress) : this.origins.snapshot(vm.core, progress, giveUp);
+    // What fails leaves the VM as it was, with its snapshot.
+    return this.bringUp(vm, start, progress, signal, before);
+  }
+
+  async cloneVm(
+    name: string,
+    clone: { name: string; wanted: WantedEpoch | null },
+    progress: OnProgress,
+    signal?: AbortSignal,
+  ): Promise<VmView> {
+    const attempted = 'clone the VM';
+    this.requireOpen(attempted);
+    const source = this.get(name, attempted);
+    const spec = parseSpec(vmSpecSchema, { ...source.spec, name: clone.name, publish: [] }, attempted);
+    const vm = this.admit(spec, attempted);
+    const start = (giveUp: AbortSignal) => this.origins.clone(vm.core, source, clone.wanted, progress, giveUp);
+    return this.bringUp(vm, start, progress, signal);
+  }
+
+  /** Nothing waits in here: of two VMs with one name, one is refused, and a manager that closes finds every VM. */
+  private admit(spec: VmSpec, attempted: string): ManagedVm {
     this.requireOpen(attempted);
     const taken = this.vms.get(spec.name);
     if (taken !== undefined)
@@ -111,21 +158,55 @@ export class Manager implements ManagerPort {
         subject: spec.name,
         reason: `the manager has ${VMS_MAX} VMs`,
       });
-    const network = this.host.tapNetwork(spec);
-    const addresses = new Set([...this.vms.values()].map((vm) => vm.address).filter((a) => a !== null));
-    const address = network === null ? null : lowestFreeAddress(network.subnet, addresses);
+    const address = this.freeAddress(spec, null);
     probeTarget(spec, address);
-    const vm = new ManagedVm(this.host, spec, image, address);
+    const vm = new ManagedVm(this.host, spec, address);
     this.vms.set(spec.name, vm);
+    return vm;
+  }
+
+  private freeAddress(spec: VmSpec, wanted: string | null): string | null {
+    const network = this.host.tapNetwork(spec);
+    if (network === null) return null;
+    const others = [...this.vms.values()].filter((vm) => vm.spec.name !== spec.name);
+    const taken = new Set(others.map((vm) => vm.address).filter((address) => address !== null));
+    return wanted !== null && !taken.has(wanted) ? wanted : lowestFreeAddress(network.subnet, taken);
+  }
+
+  /** Told before anything is made; it may be otherwise by the time of the start. @throws INVALID_ARGUMENT */
+  private async requireFreePorts(spec: VmSpec): Promise<void> {
+    const onTap = this.host.tapNetwork(spec) !== null;
+    const hold = await PortHold.take(
+      spec.publish.map((port) => port.hostPort),
+      onTap ? '0.0.0.0' : '127.0.0.1',
+      spec.name,
+    );
+    await hold.release();
+  }
+
+  /** Runs a VM that is in the map already. `before`: what is put back when that fails; without it the VM is forgotten. */
+  private async bringUp(
+    vm: ManagedVm,
+    prepare: (giveUp: AbortSignal) => Promise<StartFrom>,
+    progress: OnProgress,
+    signal: AbortSignal | undefined,
+    before: ManagedVm | null = null,
+  ): Promise<VmView> {
+    const { name } = vm.spec;
     const hungUp = () => void vm.cancelRun('who asked for it did not wait until it ran');
     signal?.addEventListener('abort', hungUp);
     try {
-      const running = vm.run(progress);
+      const running = vm.run(prepare, progress);
       if (signal?.aborted) hungUp();
       await running;
     } catch (error) {
-      this.vms.delete(spec.name);
-      await this.host.options.stateDir.removeVmRecord(spec.name);
+      if (before === null) {
+        this.vms.delete(name);
+        await this.host.options.stateDir.removeVmRecord(name);
+      } else {
+        this.vms.set(name, before);
+        await before.core.save();
+      }
       throw error;
     } finally {
       signal?.removeEventListener('abort', hungUp);
@@ -133,9 +214,9 @@ export class Manager implements ManagerPort {
     return vm.view();
   }
 
-  async stopVm(name: string, options: { timeoutMs: number }, progress: OnProgress): Promise<VmView> {
+  async stopVm(name: string, options: StopOptions, progress: OnProgress): Promise<VmView> {
     const vm = this.get(name, 'stop the VM');
-    await vm.stop(options.timeoutMs, progress);
+    await vm.stop(options, progress);
     return vm.view();
   }
 
@@ -190,19 +271,62 @@ export class Manager implements ManagerPort {
     this.requireOpen('create a shadow');
     const vm = this.get(name, 'create a shadow');
     await vm.createShadow(progress);
-    const view = vm.shadow?.view();
-    if (view === undefined)
-      throw new ShadowVmError('SHADOW_NOT_FOUND', {
-        attempted: 'create a shadow',
-        subject: name,
-        reason: 'it was removed or used up as soon as it was ready',
-      });
-    return view;
+    return this.shadowView(vm, 'create a shadow');
   }
 
-  async promoteShadow(name: string): Promise<PromotionView> {
+  private shadowView(vm: ManagedVm, attempted: string): ShadowView {
+    const view = vm.shadow?.view();
+    if (view !== undefined) return view;
+    throw new ShadowVmError('SHADOW_NOT_FOUND', {
+      attempted,
+      subject: vm.spec.name,
+      reason: 'it was removed or used up meanwhile',
+    });
+  }
+
+  async promoteShadow(name: string, wanted: WantedEpoch | null): Promise<PromotionView> {
     this.requireOpen('promote the shadow');
-    return this.get(name, 'promote the shadow').promote();
+    return this.get(name, 'promote the shadow').promote(wanted);
+  }
+
+  listEpochs(name: string): EpochView[] {
+    return this.get(name, 'list the epochs').listEpochs();
+  }
+
+  async changeStandby(name: string, level: StandbyLevel): Promise<ShadowView> {
+    const vm = this.get(name, 'change the standby');
+    await vm.changeStandby(level);
+    return this.shadowView(vm, 'change the standby');
+  }
+
+  async verifyShadow(name: string, progress: OnProgress): Promise<VerifyView> {
+    this.requireOpen('verify the shadow');
+    return verifyByStart(this.get(name, 'verify the shadow').core, this.host, progress);
+  }
+
+  listSnapshots(): SnapshotView[] {
+    return [...this.vms.values()].flatMap((vm) => vm.view().snapshot ?? []);
+  }
+
+  exportSnapshot(name: string, path: string, progress: OnProgress): Promise<ExportView> {
+    return exportSnapshot(this.get(name, 'export the snapshot').core, path, progress);
+  }
+
+  async importSnapshot(path: string, name: string | null, progress: OnProgress): Promise<SnapshotView> {
+    const attempted = 'import the snapshot';
+    this.requireOpen(attempted);
+    const record = await importSnapshot(this.host, path, {
+      name,
+      taken: (wanted) => this.vms.has(wanted),
+      progress,
+    });
+    const vm = ManagedVm.ended(this.host, record, null);
+    this.vms.set(record.spec.name, vm);
+    return record.snapshot as SnapshotView;
+  }
+
+  verifySnapshot(name: string, progress: OnProgress): Promise<VerifyView> {
+    return verifySnapshot(this.get(name, 'verify the snapshot'), progress);
   }
 
   removeShadow(name: string): Promise<void> {
@@ -251,7 +375,10 @@ export class Manager implements ManagerPort {
       [...this.vms.values()].map(async (vm) => {
         try {
           await vm.cancelRun('the manager is shutting down');
-          if (vm.state === 'running') await vm.stop(CLOSE_TIMEOUT_MS, () => {});
+          // What was protected is kept as it is, and can be started again; what was not is shut down.
+          const kept = vm.shadow !== null;
+          const how = kept ? 'suspend' : 'shutdown';
+          if (vm.state === 'running') await vm.stop({ timeoutMs: CLOSE_TIMEOUT_MS, how, snapshot: kept }, () => {});
         } catch (error) {
           log.warn({ err: error, vm: vm.spec.name }, 'stopping a VM at the end');
         }
@@ -288,49 +415,4 @@ function parseSpec<T>(schema: z.ZodType<T>, input: unknown, attempted: string): 
     subject: issue?.path.join('.') || 'specification',
     reason: issue?.message ?? 'it is not a specification',
   });
-}
-
-interface RecordedProcess {
-  pid: number;
-  startTicks: number;
-}
-
-/** Fields of /proc/PID/stat from the state (the third) on; null when there is no such process. */
-function statFields(pid: number): string[] | null {
-  try {
-    const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  } catch {
-    return null;
-  }
-}
-
-/** Whether it is still the process of the record, and not a later one with its number. */
-function isRunning({ pid, startTicks }: RecordedProcess): boolean {
-  const fields = statFields(pid);
-  return fields !== null && Number(fields[19]) === startTicks && fields[0] !== 'Z';
-}
-
-/** Processes whose command line has a QMP socket in this folder, which only managers of this state directory use. */
-function qemusIn(runDir: string): RecordedProcess[] {
-  const mark = `socket,id=qmp,path=${runDir}/`;
-  return fs
-    .readdirSync('/proc')
-    .map(Number)
-    .filter((pid) => pid > 0 && readText(`/proc/${pid}/cmdline`).includes(mark))
-    .map((pid) => ({ pid, startTicks: Number(statFields(pid)?.[19]) }))
-    .filter(isRunning);
-}
-
-/** Empty when it went away. */
-function readText(path: string): string {
-  try {
-    return fs.readFileSync(path, 'utf8');
-  } catch {
-    return '';
-  }
-}
-
-async function gone(process: RecordedProcess): Promise<void> {
-  for (let i = 0; i < 500 && isRunning(process); i++) await new Promise((resolve) => setTimeout(resolve, 10));
 }

@@ -6,7 +6,7 @@
 import { createHash } from 'node:crypto';
 import { rename } from 'node:fs/promises';
 import { z } from 'zod';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { formatSubnet, overlaps, parseSubnet } from '../network/address.js';
 import { formatSubnet6, overlaps6, parseSubnet6 } from '../network/address6.js';
 import { Firewall } from '../network/firewall.js';
@@ -28,7 +28,7 @@ import {
 } from '../network/network.js';
 import { nftSupport } from '../network/nft.js';
 import { PortHold } from '../network/ports.js';
-import type { PublishedPort } from '../network/rules.js';
+import type { GuardedGuest, PublishedPort } from '../network/rules.js';
 import { DEFAULT_NETWORK, type NetworkSpec, type NetworkView, networkSpecSchema } from '../vm/network.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { EventLog } from './events.js';
@@ -85,21 +85,35 @@ export class Networks {
     });
   }
 
-  /** Takes away what an earlier run left on the host, and makes the declared networks again. */
-  async recover(): Promise<string[]> {
-    const swept = tapsPermitted().ok ? sweepNetwork(this.options.stateTag) : [];
-    await this.#firewall.sweep();
+  /** Reads which networks were declared: VMs that are adopted are on them. */
+  async load(): Promise<void> {
     const file = await this.#read();
-    if (file === null) return swept;
+    if (file === null) return;
     for (const spec of file.networks) this.#declared.set(spec.name, spec);
     this.#forwarding = file.forwarding;
-    await this.#restoreForwarding();
-    for (const { name } of file.networks)
+  }
+
+  /**
+   * Takes away what an earlier run left on the host, and makes the declared networks again.
+   * @param adopted the VMs that were taken over: theirs stays without a gap
+   */
+  async recover(adopted: readonly Guest[] = []): Promise<string[]> {
+    const keep = new Set(adopted.flatMap(({ tap, network }) => [tap, network.bridge]));
+    const swept = tapsPermitted().ok ? sweepNetwork(this.options.stateTag, keep) : [];
+    if (adopted.length === 0) {
+      await this.#firewall.sweep();
+      await this.#restoreForwarding();
+    } else {
+      await this.#inOrder(() => this.#admitAgain(adopted));
+    }
+    for (const name of this.#declared.keys()) {
+      if (name === DEFAULT_NETWORK) continue;
       try {
         this.open(name);
       } catch (error) {
         this.#event('error', 'network.failed', `the network ${name} can not be made again: ${messageOf(error)}`);
       }
+    }
     return swept;
   }
 
@@ -187,13 +201,12 @@ export class Networks {
    * @throws INVALID_ARGUMENT when a port is taken, PACKAGE_MISSING, NETWORK_FAILED
    */
   async admit(guest: Guest): Promise<void> {
-    const { spec, addresses, tap } = guest;
+    const { spec, tap } = guest;
     await this.#inOrder(async () => {
       if (spec.publish.length > 0 && !this.#published.has(spec.name)) await this.#publish(guest);
       if (this.#rulesAreOld) await this.#applyRules();
     });
-    const bits = spec.bandwidthBitsPerSecond;
-    await this.#firewall.guardTap(tap, { ...addresses, bytesPerSecond: bits === null ? null : Math.round(bits / 8) });
+    await this.#firewall.guardTap(tap, guardedAs(guest));
   }
 
   /** The VM has ended, and its taps are gone. */
@@ -218,6 +231,25 @@ export class Networks {
       await this.#firewall.sweep();
       await this.#restoreForwarding();
     });
+  }
+
+  /** The rules of guests that run on are made anew under them; no packet meets a moment without. */
+  async #admitAgain(guests: readonly Guest[]): Promise<void> {
+    for (const guest of guests)
+      if (guest.spec.publish.length > 0)
+        await this.#publish(guest).catch((error: unknown) =>
+          this.#event(
+            'error',
+            'network.failed',
+            `the ports of ${guest.spec.name} can not be held: ${messageOf(error)}`,
+          ),
+        );
+    try {
+      await this.#firewall.replaceGuards(guests.map((guest) => ({ tap: guest.tap, guest: guardedAs(guest) })));
+      await this.#applyRules();
+    } catch (error) {
+      this.#event('error', 'network.failed', `the rules of the networks can not be made again: ${messageOf(error)}`);
+    }
   }
 
   async #publish({ spec, network, addresses }: Guest): Promise<void> {
@@ -371,6 +403,11 @@ export class Networks {
   }
 }
 
+function guardedAs({ spec, addresses }: Guest): GuardedGuest {
+  const bits = spec.bandwidthBitsPerSecond;
+  return { ...addresses, bytesPerSecond: bits === null ? null : Math.round(bits / 8) };
+}
+
 /** Not the name of the network itself: that can be too long, and two managers can have one of the same name. */
 function bridgeOf({ name, bridge }: NetworkSpec, stateTag: string): string {
   return bridge ?? `svn${createHash('sha256').update(`${stateTag} ${name}`).digest('hex').slice(0, 8)}`;
@@ -382,8 +419,4 @@ function subnetWords({ subnet, subnet6, nat }: NetworkSpec): string {
 
 function overlapWords(subnet: string, name: string, other: string): string {
   return `${subnet} overlaps with ${other} of the network ${name}`;
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -1,8 +1,18 @@
 /** What the API may ask of the manager. The HTTP layer knows only this; `Manager` implements it. */
 import type { Duplex } from 'node:stream';
 import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
-import type { VmSpecInput } from '../vm/spec.js';
-import type { Event, OnProgress, PromotionView, ShadowView, VmView } from '../vm/view.js';
+import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
+import type {
+  EpochView,
+  Event,
+  ExportView,
+  OnProgress,
+  PromotionView,
+  ShadowView,
+  SnapshotView,
+  VerifyView,
+  VmView,
+} from '../vm/view.js';
 
 export interface LogPart {
   maxBytes: number;
@@ -15,6 +25,18 @@ export interface LogText {
   nextByte: number;
 }
 
+export interface StopOptions {
+  /** How long the guest has to shut down before it is killed. */
+  timeoutMs: number;
+  /** shutdown: the guest powers off. suspend: it is stopped as it is. */
+  how: 'shutdown' | 'suspend';
+  /** Leave a snapshot from which the VM starts again. */
+  snapshot: boolean;
+}
+
+/** An epoch is named by its number, or by a moment that it is to be older than. */
+export type WantedEpoch = { epoch: number } | { beforeMs: number };
+
 export interface ManagerPort {
   listVms(): VmView[];
   /** @throws VM_NOT_FOUND */
@@ -25,8 +47,17 @@ export interface ManagerPort {
    * @throws VM_EXISTS, IMAGE_NOT_FOUND, QEMU_*, GUEST_BOOT_TIMEOUT, NETWORK_*, NO_SPACE, CANCELLED
    */
   runVm(spec: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView>;
-  /** Asks the guest to power off; after `timeoutMs` it is killed. @throws VM_NOT_FOUND, VM_NOT_RUNNING */
-  stopVm(name: string, options: { timeoutMs: number }, progress: OnProgress): Promise<VmView>;
+  /** Starts a stopped VM from its snapshot, or with `boot` from power-on. @throws SNAPSHOT_NOT_FOUND, VM_BUSY */
+  startVm(name: string, options: { boot: boolean }, progress: OnProgress, signal?: AbortSignal): Promise<VmView>;
+  /** A new VM that goes on from an epoch of another one, as somebody else. @throws EPOCH_NOT_FOUND, VM_EXISTS */
+  cloneVm(
+    name: string,
+    clone: { name: string; wanted: WantedEpoch | null },
+    progress: OnProgress,
+    signal?: AbortSignal,
+  ): Promise<VmView>;
+  /** Saves a snapshot and ends the VM; a guest that does not shut down in time is killed. @throws VM_NOT_RUNNING */
+  stopVm(name: string, options: StopOptions, progress: OnProgress): Promise<VmView>;
   /** Stops at once, as pulling the plug: no promotion follows. One that still starts or boots is gone after it. */
   killVm(name: string): Promise<VmView>;
   /** Forgets a stopped VM; with `force` it is killed first. @throws VM_BUSY when it runs */
@@ -43,8 +74,14 @@ export interface ManagerPort {
   listShadows(): ShadowView[];
   /** Resolves when the shadow is ready. @throws SHADOW_EXISTS, VM_NOT_RUNNING */
   createShadow(name: string, progress: OnProgress): Promise<ShadowView>;
-  /** Planned switchover. @throws SHADOW_NOT_FOUND, SHADOW_NOT_READY, PROMOTION_IN_PROGRESS */
-  promoteShadow(name: string): Promise<PromotionView>;
+  /** Planned switchover; to an older epoch when one is wanted. @throws SHADOW_NOT_*, EPOCH_NOT_FOUND, PROMOTION_* */
+  promoteShadow(name: string, wanted: WantedEpoch | null): Promise<PromotionView>;
+  /** The epochs that can be gone back to, oldest first. @throws SHADOW_NOT_FOUND */
+  listEpochs(name: string): EpochView[];
+  /** What waits beside the image from now on. @throws SHADOW_NOT_FOUND */
+  changeStandby(name: string, level: StandbyLevel): Promise<ShadowView>;
+  /** Really starts the shadow, without network, and waits for its heartbeat. @throws SHADOW_NOT_FOUND */
+  verifyShadow(name: string, progress: OnProgress): Promise<VerifyView>;
   /** Takes the protection away; a rule that would make it anew is set to manual. @throws SHADOW_NOT_FOUND */
   removeShadow(name: string): Promise<void>;
 
@@ -56,6 +93,14 @@ export interface ManagerPort {
   createNetwork(spec: NetworkSpecInput): Promise<NetworkView>;
   /** @throws NETWORK_NOT_FOUND, NETWORK_IN_USE */
   removeNetwork(name: string): Promise<void>;
+
+  listSnapshots(): SnapshotView[];
+  /** Writes one file that another host can import, whole or not at all. @throws SNAPSHOT_NOT_FOUND, NO_SPACE */
+  exportSnapshot(name: string, path: string, progress: OnProgress): Promise<ExportView>;
+  /** Makes a stopped VM of it. @throws SNAPSHOT_FOREIGN, SNAPSHOT_NEWER, SNAPSHOT_CORRUPT, VM_EXISTS */
+  importSnapshot(path: string, name: string | null, progress: OnProgress): Promise<SnapshotView>;
+  /** Reads all of a stopped VM's snapshot and checks every checksum. @throws SNAPSHOT_NOT_FOUND */
+  verifySnapshot(name: string, progress: OnProgress): Promise<VerifyView>;
 
   /** The retained events with `seq` above `since`, oldest first, at most `limit` (the newest ones). */
   listEvents(filter: { since?: number; limit?: number; vm?: string }): Event[];

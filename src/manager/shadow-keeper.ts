@@ -75,7 +75,7 @@ export class ShadowKeeper {
     await this.drop();
   }
 
-  /** The shadow has become the primary: the next one is made when the keeper resumes. */
+  /** The shadow's standby has become the primary: the next one is made when the keeper resumes. */
   forget(): void {
     this.shadow = null;
     if (this.wantedBecause !== null) this.wantedBecause = 'protect again after a promotion';

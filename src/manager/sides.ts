@@ -2,14 +2,15 @@
  * What the QEMUs of a VM have on the host: taps, cgroups, processes. A VM has two sides; on one runs its primary, on the
  * other waits its shadow, and at each promotion they change roles while the names stay.
  */
-import fs from 'node:fs';
 import type { Logger } from 'pino';
+import { startTicks } from '../host/process-stat.js';
 import { tapName } from '../network/address.js';
 import type { GuestAddresses, Network } from '../network/network.js';
-import type { NetworkAttachment } from '../qemu/argv.js';
+import type { Kernel, NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { Host } from './host.js';
+import type { Guest } from './networks.js';
 import type { VmRecord } from './state-dir.js';
 
 export type Side = 'p' | 's';
@@ -24,7 +25,7 @@ const PRIMARY_CPU_HEADROOM = 2;
 export interface SideLaunch {
   incoming: boolean;
   accelerator: 'kvm' | 'tcg';
-  kernel: { kernelPath: string; initrdPath: string };
+  kernel: Kernel | null;
   signal: AbortSignal;
   /** The record of the VM has to be written anew: it has one more process. */
   onSpawn: () => void;
@@ -33,7 +34,7 @@ export interface SideLaunch {
 export class VmSides {
   private slot: number | null = null;
   private launches = 0;
-  private readonly processes = new Map<Side, { pid: number; startTicks: number }>();
+  private readonly processes = new Map<Side, { pid: number; startTicks: number; tag: string }>();
   private readonly taps = new Set<string>();
   /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
   private readonly groups = new Map<Side, string>();
@@ -52,6 +53,28 @@ export class VmSides {
     this.guest = network === null || address === null ? null : { mac, address, address6: network.address6Of(address) };
   }
 
+  /** Takes over what a VM of an earlier manager has on one side. */
+  adopt(record: VmRecord, side: Side): void {
+    if (record.slot !== null) this.slot = this.host.reserveSlot(record.slot);
+    this.launches = Math.max(0, ...record.process.map(({ tag }) => Number(tag.split('_').at(-1)) || 0));
+    const process = record.process.find((each) => each.side === side);
+    if (process === undefined) return;
+    this.processes.set(side, process);
+    this.groups.set(side, process.tag);
+    if (this.network !== null) this.taps.add(this.tap(side));
+  }
+
+  /** What the names of its process's sockets begin with. */
+  runTag(side: Side): string {
+    return this.processes.get(side)?.tag ?? '';
+  }
+
+  /** Its guest as the networks know it; null without a tap. */
+  admitted(side: Side): Guest | null {
+    const { guest, network, spec } = this;
+    return network === null || guest === null ? null : { spec, network, addresses: guest, tap: this.tap(side) };
+  }
+
   /** Starts a QEMU on one side; nothing of an earlier one may live there any more. */
   async launch(side: Side, how: SideLaunch): Promise<QemuProcess> {
     const { host, spec } = this;
@@ -63,8 +86,8 @@ export class VmSides {
       this.network.prepareTap(this.tap(side), uid ?? 0);
       this.taps.add(this.tap(side));
     }
-    if (this.network !== null && this.guest !== null)
-      await host.networks.admit({ spec, network: this.network, addresses: this.guest, tap: this.tap(side) });
+    const admitted = this.admitted(side);
+    if (admitted !== null) await host.networks.admit(admitted);
     await this.removeGroup(side);
     host.cgroups?.create(tag);
     this.groups.set(side, tag);
@@ -75,10 +98,12 @@ export class VmSides {
       tscKhz: host.tscKhz,
       spec,
       accelerator: how.accelerator,
-      ...how.kernel,
+      // Its guest's kernel is in the RAM that it will be given: not to read the files makes it start faster, and smaller.
+      kernel: how.incoming ? null : how.kernel,
       network: this.attachment(side, how.incoming),
       uid,
       incoming: how.incoming,
+      lazy: how.incoming,
       runDir: stateDir.runDir,
       tag,
       consoleLogPath: stateDir.consoleLogPath(spec.name),
@@ -86,7 +111,7 @@ export class VmSides {
       signal: how.signal,
       onSpawn: (pid) => {
         host.cgroups?.addProcess(tag, pid);
-        this.processes.set(side, { pid, startTicks: startTicks(pid) });
+        this.processes.set(side, { pid, startTicks: startTicks(pid) ?? -1, tag });
         how.onSpawn();
       },
     });
@@ -133,10 +158,16 @@ export class VmSides {
     return tapName(this.host.tag, this.slot ?? 0, side);
   }
 
-  /** What a later manager would have to take away. */
-  facts(primarySide: Side): Pick<VmRecord, 'process' | 'taps' | 'cgroups' | 'bridge'> {
+  /** What a later manager has to know to take this VM over, or to take it away. */
+  facts(primarySide: Side): Pick<VmRecord, 'slot' | 'side' | 'process' | 'taps' | 'cgroups' | 'bridge'> {
     return {
-      process: [...this.processes].map(([side, p]) => ({ ...p, role: side === primarySide ? 'primary' : 'shadow' })),
+      slot: this.slot,
+      side: primarySide,
+      process: [...this.processes].map(([side, p]) => ({
+        ...p,
+        side,
+        role: side === primarySide ? 'primary' : 'shadow',
+      })),
       taps: [...this.taps],
       cgroups: [...this.groups.values()],
       bridge: this.network?.bridge ?? null,
@@ -161,16 +192,16 @@ export class VmSides {
 
   private attachment(side: Side, incoming: boolean): NetworkAttachment {
     const { guest, network } = this;
-    if (network !== null && guest !== null)
+    if (network !== null)
       return {
         mode: 'tap',
         tap: this.tap(side),
         mac: this.mac,
-        address: guest.address,
+        address: guest?.address ?? null,
         prefixLength: network.subnet.prefixLength,
         gateway: network.hostAddress,
         ipv6:
-          guest.address6 === null || network.subnet6 === null || network.hostAddress6 === null
+          guest === null || guest.address6 === null || network.subnet6 === null || network.hostAddress6 === null
             ? null
             : {
                 address: guest.address6,
@@ -192,10 +223,4 @@ export class VmSides {
       ?.remove(group)
       .catch((error: unknown) => this.log.error({ err: error, vm: this.spec.name }, 'removing a cgroup'));
   }
-}
-
-/** Field 22 of /proc/PID/stat: tells this process from a later one with its number. */
-function startTicks(pid: number): number {
-  const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
-  return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]);
 }

@@ -39,7 +39,13 @@ const record = (name: string, generation = 1): VmRecord => ({
   generation,
   createdAt: '2026-01-01T00:00:00.000Z',
   state: 'running',
-  process: [{ pid: 4711, startTicks: 99, role: 'primary' }],
+  address: '10.213.0.2',
+  accelerator: 'tcg',
+  origin: 'golden',
+  snapshot: null,
+  slot: 0,
+  side: 'p',
+  process: [{ pid: 4711, startTicks: 99, role: 'primary', side: 'p', tag: `${name}_1` }],
   taps: ['svt0'],
   cgroups: [],
   bridge: null,
@@ -53,7 +59,7 @@ test('the default depends on who asks', () => {
   expect(defaultStatePath({ SHADOWVM_STATE: '/y' }, 0)).toBe('/y');
 });
 
-test('opening makes the layout for its owner only, and clears what an earlier run left', async () => {
+test('opening makes the layout for its owner only; sockets of QEMUs that may live stay', async () => {
   const root = join(dir, 'state');
   mkdirSync(join(root, 'run'), { recursive: true });
   writeFileSync(join(root, 'run', 'old.qmp'), '');
@@ -61,7 +67,7 @@ test('opening makes the layout for its owner only, and clears what an earlier ru
   const state = StateDir.open(root);
   expect(statSync(root).mode & 0o777).toBe(0o700);
   expect(readdirSync(root).sort()).toEqual(['daemon.lock', 'log', 'run', 'vms']);
-  expect(readdirSync(state.runDir)).toEqual([]);
+  expect(readdirSync(state.runDir)).toEqual(['old.qmp']);
   expect(state).toMatchObject(stateLayout(root));
   await state.close();
   await state.close();

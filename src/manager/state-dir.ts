@@ -9,7 +9,10 @@
  *     vms/<name>/vm.json        what was declared about a VM and what it left on the host, see `vmRecordSchema`
  *     vms/<name>/console.log    the guest's serial console
  *     vms/<name>/qemu.log       what QEMU said
- *     run/                      sockets of this run: QMP, console, heartbeat. Emptied when the daemon starts
+ *     vms/<name>/shadow/        the shadow image, see docs/shadow-image.md
+ *     vms/<name>/base.fold      the snapshot that the VM started from and that its image stands on
+ *     vms/<name>/vmlinuz, initrd  what it was booted with
+ *     run/                      sockets of QEMUs: QMP, console, heartbeat. Those of dead ones go when the daemon starts
  *     images/                   base images, unless the daemon was told another place
  */
 import {
@@ -28,10 +31,12 @@ import { open, readdir, readFile, rename, rm, unlink } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
+import { INITRD_FILE, KERNEL_FILE } from '../image/store.js';
 import { isNativeFailure, loadAddon } from '../native/index.js';
+import type { Kernel } from '../qemu/argv.js';
 import { vmNameSchema, vmSpecSchema } from '../vm/spec.js';
-import { vmStateSchema } from '../vm/view.js';
+import { snapshotViewSchema, vmOriginSchema, vmStateSchema } from '../vm/view.js';
 import type { EventLog } from './events.js';
 
 /** `sun_path` has 108 bytes, one of them for the final zero. */
@@ -97,7 +102,25 @@ const vmRecordSchema = z.object({
   generation: z.number().int().min(0),
   createdAt: z.string(),
   state: vmStateSchema,
-  process: z.array(z.object({ pid: z.number().int().positive(), startTicks: z.number().int(), role: z.string() })),
+  /** On the tap network; null in the other modes. */
+  address: z.string().nullable().default(null),
+  accelerator: z.enum(['kvm', 'tcg']).nullable().default(null),
+  origin: vmOriginSchema.default('boot'),
+  snapshot: snapshotViewSchema.nullable().default(null),
+  /** Which of a host's numbered places is its own: its taps and its user are named by it. */
+  slot: z.number().int().min(0).nullable().default(null),
+  /** The side that the primary is on. */
+  side: z.enum(['p', 's']).default('p'),
+  process: z.array(
+    z.object({
+      pid: z.number().int().positive(),
+      startTicks: z.number().int(),
+      role: z.string(),
+      side: z.enum(['p', 's']).default('p'),
+      /** What its sockets are named by. */
+      tag: z.string().default(''),
+    }),
+  ),
   taps: z.array(z.string()),
   cgroups: z.array(z.string()),
   bridge: z.string().nullable(),
@@ -152,7 +175,6 @@ export class StateDir implements StateLayout {
       const lockFd = takeLock(layout.lockPath);
       try {
         rmSync(layout.socketPath, { force: true });
-        rmSync(layout.runDir, { recursive: true, force: true });
         for (const dir of [layout.runDir, layout.vmsDir, dirname(layout.logPath)])
           mkdirSync(dir, { recursive: true, mode: 0o700 });
       } catch (error) {
@@ -187,6 +209,12 @@ export class StateDir implements StateLayout {
   }
   qemuLogPath(name: string): string {
     return join(this.vmDir(name), 'qemu.log');
+  }
+  /** The kernel and initramfs that the VM keeps; null when it has none of its own, as one that was imported. */
+  pinnedKernel(name: string): Kernel | null {
+    const kernelPath = join(this.vmDir(name), KERNEL_FILE);
+    const initrdPath = join(this.vmDir(name), INITRD_FILE);
+    return existsSync(kernelPath) && existsSync(initrdPath) ? { kernelPath, initrdPath } : null;
   }
   /** Path of a socket in run/; the length that `open` made room for is checked, as bind(2) would cut it silently. */
   runPath(fileName: string): string {
@@ -401,7 +429,7 @@ function errnoOf(error: unknown): string | undefined {
 /** Gives a failed file operation the code that tells the user what to do. */
 export function fileError(error: unknown, attempted: string, path: string): ShadowVmError {
   if (error instanceof ShadowVmError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = messageOf(error);
   const detail = { attempted, subject: path, reason, cause: error };
   switch (errnoOf(error)) {
     case 'ENOSPC':

@@ -21,7 +21,7 @@ export const FAULT_WORDS = {
 
 export const SHADOW_WORDS: Record<ShadowState, string> = {
   starting: 'the shadow starts',
-  syncing: 'the shadow is up and can not take over yet',
+  syncing: 'the shadow can not take over yet',
   ready: 'the shadow can take over',
   behind: 'the shadow can take over but is behind',
   promoting: 'the shadow takes over',
@@ -38,9 +38,4 @@ export const PROBE_WORDS: Record<ProbeHealth, string> = {
 export function promotionWords({ planned, resumeMs, lagMs, epoch, generation }: PromotionView): string {
   const rolledBack = planned ? 'by hand, nothing is rolled back' : `the last ${Math.round(lagMs)} ms are rolled back`;
   return `the shadow took over in ${resumeMs.toFixed(1)} ms from epoch ${epoch}, ${rolledBack}; generation ${generation}`;
-}
-
-export function rewindWords(epochs: number): string {
-  const what = epochs === 1 ? 'epoch, which was' : `${epochs} epochs, which were`;
-  return `left out the newest ${what} cut after the last heartbeat and may show a dead guest`;
 }

@@ -1,5 +1,5 @@
 /** What a VM uses, from counters that the kernel and the guest keep. */
-import fs from 'node:fs';
+import { cpuSeconds } from '../host/process-stat.js';
 import type { Beat } from '../qemu/agent.js';
 import type { Usage } from './thresholds.js';
 
@@ -24,28 +24,12 @@ export function usageBetween(from: UsageCounters, to: UsageCounters, vcpus: numb
   };
 }
 
-/** USER_HZ: fixed at 100 for every architecture that ShadowVM runs on. */
-const TICK_MS = 10;
-
-/** Fields 14 and 15 of /proc/PID/stat, in ms; null when the process is gone. */
-export function parseCpuMs(stat: string): number | null {
-  // The second field is the command in parentheses, and may itself contain both of them and blanks.
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  const ticks = Number(fields[11]) + Number(fields[12]);
-  return Number.isFinite(ticks) ? ticks * TICK_MS : null;
-}
-
 export function readCounters(pid: number, networkBytes: number, beat: Beat | null, atMs: number): UsageCounters | null {
-  let cpuMs: number | null;
-  try {
-    cpuMs = parseCpuMs(fs.readFileSync(`/proc/${pid}/stat`, 'utf8'));
-  } catch {
-    return null; // it ended; the failure watch tells
-  }
-  if (cpuMs === null) return null;
+  const seconds = cpuSeconds(pid);
+  if (seconds === null) return null; // it ended; the failure watch tells
   return {
     atMs,
-    cpuMs,
+    cpuMs: seconds * 1000,
     networkBytes,
     memTotalKiB: beat?.memTotalKiB ?? 0,
     memAvailableKiB: beat?.memAvailableKiB ?? 0,

@@ -1,4 +1,5 @@
 /** The memory hot path of the addon (native/): guest RAM, control pages, epochs. All sizes in bytes, times in ms. */
+import type { NativeImage } from './image.js';
 import { loadAddon } from './index.js';
 
 /** Guest RAM as a sealed memfd, mapped in this process. Zero until written; closing is idempotent. */
@@ -20,12 +21,28 @@ export interface ControlReading {
   /** errno name of a failed registration. */
   errorCode: string | null;
   ramBytes: number;
+  /** The RAM is registered for missing pages: a Pager must serve them. */
+  lazy: boolean;
+  /** A lazy RAM is complete: the shim answers for what is missing, which is zeros. */
+  filled: boolean;
+  pausedForEpoch: boolean;
 }
 
 /** The page that the shim in QEMU and the manager share: tracking state, and a robust futex that tells of its death. */
 export interface QemuControl {
   readonly fd: number;
+  /** To hand to QEMU: a pipe by which its shim learns of this process's death. */
+  readonly lifelineFd: number;
   read(): ControlReading;
+  /** True before a `stop`, false when `cont` was answered: should this process die between them, the shim lets the guest go. */
+  setPausedForEpoch(paused: boolean): void;
+  /** Before the start of the process: its RAM will be filled on demand. */
+  makeLazy(): void;
+  /**
+   * Whether this process may read a page of the RAM: an absent one would come into being as zeros. Blocks for as long as
+   * the page is being installed. @throws ERR_PAGE_STUCK after 5 s of that, ERR_OUT_OF_RANGE
+   */
+  mayRead(page: number): boolean;
   /** Calls back once, from the kernel's wake-up at the death of the process. @throws ERR_NO_SHIM, ERR_BUSY */
   watchDeath(callback: (atNs: bigint) => void): void;
   close(): void;
@@ -42,54 +59,105 @@ export interface ProcessHandle {
 export interface CollectResult {
   /** Pages looked at: reported as written, or checksummed. */
   scannedPages: number;
-  /** Pages held in the staging area now. */
+  /** Pages of this epoch so far. */
   stagedPages: number;
   copiedPages: number;
+  /** Differed from the shadow although nothing had reported them as written: what a scrub found. */
+  repairedPages: number;
+  /** false: the pass ended at `pagesMax`; the next one finds the rest. */
+  complete: boolean;
   ms: number;
-  /** CPU time of the thread that did it. */
+  /** CPU time of the threads that did it. */
   cpuMs: number;
 }
 
 export interface CommitResult {
+  epoch: number;
   changedPages: number;
   /** Of those, now all zeros. */
   zeroPages: number;
   /** Captured, but their checksum had not changed. */
   droppedPages: number;
+  /** What the epoch's record takes on the disk. */
+  storedBytes: number;
   ms: number;
   cpuMs: number;
 }
 
+export interface ScrubResult {
+  /** Where to go on; 0 after the last page. */
+  nextPage: number;
+  comparedPages: number;
+  /** Differ from the shadow now; the next epoch tells whether they were just written. */
+  suspectPages: number;
+}
+
+/** When an epoch was cut: wall clock for people and other hosts, CLOCK_MONOTONIC for this one. */
+export interface EpochCut {
+  generation: number;
+  cutAtWallMs: number;
+  cutAtNs: bigint;
+}
+
+/** A waiting QEMU whose RAM commits fill, up to a share of 0 to 1, and keep fresh. */
+export interface ResidentRam {
+  ram: GuestRam;
+  control: QemuControl;
+  share: number;
+}
+
 /**
- * Finds, stages and commits a VM's changed pages, off the event loop; one operation at a time (ERR_BUSY).
- * Rejects with ERR_VM_DEAD when the VM's process died in the middle, ERR_NOT_SYNCED before `sync`, ERR_CLOSED.
+ * Finds, stages and commits a VM's changed pages to its shadow image, off the event loop; one operation at a time
+ * (ERR_BUSY). Rejects with ERR_VM_DEAD when the VM's process died in the middle, ERR_NOT_SYNCED before `sync` or
+ * `follow`, ERR_CLOSED, and with what the image says (ENOSPC, ERR_IMAGE_FULL).
  */
 export interface EpochSource {
-  /** First full copy, while the guest runs. The target is consistent only after the next commit. */
-  sync(target: GuestRam): Promise<CommitResult>;
-  collect(): Promise<CollectResult>;
-  /** @param undoEpochs how many of the newest commits, this one included, rewind() can take back; 0 to 1024 */
-  commit(target: GuestRam, undoEpochs: number): Promise<CommitResult>;
-  /** Takes the newest `epochs` commits back. Rejects with ERR_NO_UNDO, nothing changed, when not so many are kept. */
-  rewind(target: GuestRam, epochs: number): Promise<void>;
+  /** Compares all of the RAM with the image, while the guest runs. The image is consistent after the next commit. */
+  sync(): Promise<CollectResult>;
+  /** Instead of `sync`: the RAM was filled from the image, and every write since is still to be reported. */
+  follow(): Promise<void>;
+  /**
+   * Stages what was written. `urgent`: the guest stands still for it, a second thread helps and nothing is compressed
+   * meanwhile. `pagesMax`: ends the pass when about so many pages were found (up to twice as many with `urgent`); it
+   * matters only where writes are tracked.
+   */
+  collect(options?: { urgent?: boolean; pagesMax?: number }): Promise<CollectResult>;
+  commit(cut: EpochCut, deviceState: Buffer, resident: ResidentRam | null): Promise<CommitResult>;
+  /** Compares so many pages with the image; what differs and was not written is repaired by the next epoch. */
+  scrub(firstPage: number, count: number): Promise<ScrubResult>;
+  /** The image goes back to an epoch, and so do the resident pages. Rejects with ERR_NO_EPOCH, nothing changed. */
+  rewind(epoch: number, resident: ResidentRam | null): Promise<void>;
+  /** Memory that this source takes, but for the image's. An estimate while an operation is under way. @throws ERR_CLOSED */
+  memoryBytes(): number;
   /** Forgets what was staged; the next epoch collects it again. */
   abort(): Promise<void>;
   close(): void;
 }
 
 interface MemoryAddon {
-  GuestRam: new (name: string, bytes: number) => GuestRam;
-  QemuControl: new () => QemuControl;
+  GuestRam: {
+    new (name: string, bytes: number): GuestRam;
+    /** The memory that a process has open under a number. @throws ESRCH, EBADF, EPERM, ERR_NOT_SEALED */
+    adopt(pid: number, fd: number): GuestRam;
+  };
+  QemuControl: {
+    new (ramBytes: number): QemuControl;
+    /** Of a QEMU whose manager is gone; its shim knows that there is one again. @throws as GuestRam.adopt, ERR_NOT_CONTROL */
+    adopt(pid: number): QemuControl;
+  };
   ProcessHandle: new (pid: number) => ProcessHandle;
   EpochSource: new (options: {
     ram: GuestRam;
     control: QemuControl;
     pid: number;
     tracking: 'write' | 'checksum';
+    image: NativeImage;
   }) => EpochSource;
   createMemoryFile(name: string): number;
+  /** The open file that a process has under a number. @throws ESRCH, EBADF, EPERM */
+  adoptFile(pid: number, fd: number): number;
   measureScan(ram: GuestRam): { bytes: number; copyMs: number; checksumMs: number };
 }
 
-export const { GuestRam, QemuControl, ProcessHandle, EpochSource, createMemoryFile, measureScan } =
+export const { GuestRam, QemuControl, ProcessHandle, EpochSource, adoptFile, createMemoryFile, measureScan } =
   loadAddon<MemoryAddon>();

@@ -49,6 +49,17 @@ export class Firewall {
     attempt(attempted, tap, () => nativeNetwork().shapeEgress(tap, bytesPerSecond, burstBytes, queueBytes));
   }
 
+  /**
+   * After a manager that was killed: the guards of these taps, and of no others, in one transaction, as what their guests
+   * send meanwhile is never to pass unguarded. Not for want of nftables: those taps never had one.
+   */
+  async replaceGuards(taps: readonly { tap: string; guest: GuardedGuest }[]): Promise<void> {
+    if ((await nftSupport()).guard !== null) return;
+    const scripts = taps.map(({ tap, guest }) => guardScript(this.#stateTag, tap, guest));
+    const whole = [sweepScript(this.#stateTag, 'netdev'), ...scripts].join('');
+    await this.#run(whole, 'guard the taps again', this.#stateTag);
+  }
+
   /** Forgets the rules of taps; they need not be there any more. */
   async releaseTaps(taps: readonly string[]): Promise<void> {
     if (taps.length === 0 || (await nftSupport()).guard !== null) return;

@@ -1,5 +1,5 @@
 /** What native/network.cc offers, and how its failures become the errors a user sees. */
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure, loadAddon } from '../native/index.js';
 
 /** Totals since the interface was made, as the host sees them: on a tap, rx is what the guest sent. */
@@ -57,7 +57,7 @@ const REMEDIES: Record<string, string> = {
 function networkError(attempted: string, subject: string, error: unknown): ShadowVmError {
   if (error instanceof ShadowVmError) return error;
   const code = errnoOf(error);
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = messageOf(error);
   if (code === 'EPERM' || code === 'EACCES')
     return new ShadowVmError('NOT_ROOT', {
       attempted,

@@ -12,7 +12,7 @@
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import {
   findConflict,
   formatSubnet,
@@ -307,7 +307,7 @@ function tryTaps(): TapsPermitted {
     native.addToBridge(bridge, tap);
     return { ok: true };
   } catch (error) {
-    return { ok: false, reason: `could not ${step}: ${error instanceof Error ? error.message : String(error)}` };
+    return { ok: false, reason: `could not ${step}: ${messageOf(error)}` };
   } finally {
     for (const step of undo.reverse()) swallow(step);
   }

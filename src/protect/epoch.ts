@@ -4,10 +4,13 @@
  *   guest runs   │ collect, collect                      (pages written so far; a second pass for those of the first)
  *   guest stands │ stop ─▶ collect the last few          ║ device state saved in parallel, in QEMU
  *                │ cont
- *   guest runs   │ checksums, apply to the shadow        (the epoch is whole from here on)
+ *   guest runs   │ checksums, into the shadow image      (the epoch is whole from here on)
+ *
+ * The passes before the pause are left out when the VM was quiet in the last epoch: a pass costs its scan of all the page
+ * tables, however little was written.
  */
 import { monotonicMs } from '../clock.js';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import type { EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
@@ -16,22 +19,33 @@ import type { QemuProcess } from '../qemu/process.js';
 export interface CutEpoch {
   /** The moment at which the guest stood still. */
   cutAtNs: bigint;
+  /** The same by the host's wall clock. */
+  cutAtMs: number;
   deviceState: Buffer;
   /** How long it stood. */
   pauseMs: number;
   scannedPages: number;
   copiedPages: number;
+  /** Pages that a scrub found to differ, and no write had been reported of. */
+  repairedPages: number;
   /** CPU time spent on scanning and copying. */
   cpuMs: number;
+  /** So little was written that the next epoch may well do without its pre-copy. */
+  quiet: boolean;
 }
 
 /** More than this left to copy is worth a second pass while the guest still runs. */
 const SECOND_PASS_PAGES = 256;
+/** An idle guest writes about 150 between two epochs; these take 0.1 ms to copy, while QEMU saves its devices. */
+const QUIET_PAGES_MAX = 256;
+/** A VM that was quiet and is no more: so many are copied in the pause (1 ms), then the guest runs on for a pre-copy. */
+const SURPRISE_PAGES_MAX = 1024;
 /** A `stop` or device state that takes longer is given up: the guest must not stand still for an epoch's sake. */
 const PAUSE_TIMEOUT_MS = 2000;
 
 /**
- * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover).
+ * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover). `quiet` is what
+ * the last epoch said.
  * On failure the guest is let go and the staged pages go into the next epoch. `onPause` is told when the guest is about to
  * stand still, and when it runs again or nothing more can be done for it.
  * @throws EPOCH_FAILED, QMP_*; the cause tells whether the VM is dead
@@ -41,43 +55,59 @@ export async function cutEpoch(
   source: EpochSource,
   keepStopped = false,
   onPause: (paused: boolean) => void = () => {},
+  quiet = false,
 ): Promise<CutEpoch> {
-  let scannedPages = 0;
-  let copiedPages = 0;
-  let cpuMs = 0;
-  const collect = async () => {
-    const pass = await source.collect();
-    scannedPages += pass.scannedPages;
-    copiedPages += pass.copiedPages;
-    cpuMs += pass.cpuMs;
+  const total = { scannedPages: 0, copiedPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
+  const collect = async (options: { urgent?: boolean; pagesMax?: number }) => {
+    const pass = await source.collect(options);
+    total.scannedPages += pass.scannedPages;
+    total.copiedPages += pass.copiedPages;
+    total.repairedPages += pass.repairedPages;
+    total.cpuMs += pass.cpuMs;
     return pass;
   };
-  try {
-    const first = await collect();
-    if (first.copiedPages > SECOND_PASS_PAGES) await collect();
-
+  const preCopy = async () => {
+    const first = await collect({});
+    if (first.copiedPages > SECOND_PASS_PAGES) await collect({});
+  };
+  /** Stops the guest for the last pass. @returns null when more than `pagesMax` was left: the guest runs again */
+  const pause = async (pagesMax?: number) => {
     const pausedAtMs = monotonicMs();
     onPause(true);
+    // Not for a hand-over: a guest that stays stopped may be running elsewhere before long.
+    primary.control.setPausedForEpoch(!keepStopped);
     // Pipelined: QEMU begins to save as soon as it has stopped, while we hear of the stop and collect.
     const stopped = primary.qmp.execute('stop', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
     const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
     saved.catch(() => {}); // awaited below, after the guest has been let go
     let running: Promise<unknown> = Promise.resolve();
-    let cutAtNs: bigint;
+    let cut: { cutAtNs: bigint; cutAtMs: number };
+    let complete: boolean;
     try {
       await stopped;
-      cutAtNs = process.hrtime.bigint();
-      await collect();
+      cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now() };
+      ({ complete } = await collect(pagesMax === undefined ? { urgent: true } : { urgent: true, pagesMax }));
     } finally {
       // In every case; it queues behind the saving in QEMU.
-      if (!keepStopped) running = primary.qmp.execute('cont', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
+      if (!keepStopped)
+        running = primary.qmp
+          .execute('cont', undefined, { timeoutMs: PAUSE_TIMEOUT_MS })
+          .then(() => primary.control.setPausedForEpoch(false));
       running.catch(() => {});
     }
     await saved;
     await running;
-    const pauseMs = monotonicMs() - pausedAtMs;
+    total.pauseMs += monotonicMs() - pausedAtMs;
     if (!keepStopped) onPause(false);
-    return { cutAtNs, deviceState: primary.readDevices(), pauseMs, scannedPages, copiedPages, cpuMs };
+    return complete ? cut : null;
+  };
+  try {
+    let cut = quiet && !keepStopped ? await pause(SURPRISE_PAGES_MAX) : null;
+    if (cut === null) {
+      await preCopy();
+      cut = (await pause()) as NonNullable<typeof cut>; // without a limit it is complete
+    }
+    return { ...cut, ...total, deviceState: primary.readDevices(), quiet: total.copiedPages <= QUIET_PAGES_MAX };
   } catch (error) {
     onPause(false);
     await source.abort().catch(() => {}); // ERR_CLOSED at the most: then nothing is left to abort
@@ -87,7 +117,7 @@ export async function cutEpoch(
       : new ShadowVmError('EPOCH_FAILED', {
           attempted: 'cut an epoch',
           subject: primary.vm,
-          reason: error instanceof Error ? error.message : String(error),
+          reason: messageOf(error),
           cause: error,
         });
   }
@@ -100,8 +130,18 @@ export function endsProtection(error: unknown): boolean {
   return isNativeFailure(cause) && (cause.code === 'ERR_VM_DEAD' || cause.code === 'ERR_CLOSED');
 }
 
-/** True when the source has lost track of what changed: only a new full copy, into a new shadow, helps. */
+/** What the image says when there is no room for an epoch: there may be some again for the next one. */
+const NO_ROOM = ['ENOSPC', 'EDQUOT', 'ERR_IMAGE_FULL'];
+
+/** True when an epoch could not be stored for want of room: no failure of the protection, and a retry may go well. */
+export function lacksRoom(error: unknown): boolean {
+  // Of a commit, or of a pass that had more to store than it may keep in memory.
+  const cause = error instanceof ShadowVmError ? error.cause : error;
+  return isNativeFailure(cause) && NO_ROOM.includes(cause.code);
+}
+
+/** True when the source has lost track of what changed: only a new comparison of everything helps. */
 export function needsResync(error: unknown): boolean {
   const cause = error instanceof ShadowVmError ? error.cause : error;
-  return isNativeFailure(cause) && cause.code !== 'ERR_VM_DEAD' && cause.code !== 'ERR_CLOSED';
+  return isNativeFailure(cause) && !['ERR_VM_DEAD', 'ERR_CLOSED', ...NO_ROOM].includes(cause.code);
 }

@@ -1,10 +1,11 @@
-/** Keeps one shadow close behind one primary: the first copy, then epoch after epoch, paced. */
+/** Keeps one shadow image close behind one primary: a first comparison, then epoch after epoch, paced. */
 import { monotonicMs } from '../clock.js';
-import { EpochSource, type GuestRam } from '../native/memory.js';
+import type { ShadowImage } from '../native/image.js';
+import { EpochSource, type ResidentRam } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
-import type { PacingLimits } from '../vm/spec.js';
+import type { Durability, PacingLimits } from '../vm/spec.js';
 import type { Quantiles } from '../vm/view.js';
-import { type CutEpoch, cutEpoch, endsProtection, needsResync } from './epoch.js';
+import { type CutEpoch, cutEpoch, endsProtection, lacksRoom, needsResync } from './epoch.js';
 import { type EpochCost, nextIntervalMs, smoothCost } from './pacing.js';
 import { Samples } from './samples.js';
 
@@ -12,7 +13,26 @@ import { Samples } from './samples.js';
 export interface CommittedEpoch {
   epoch: number;
   cutAtNs: bigint;
+  /** The same by the host's wall clock. */
+  cutAtMs: number;
   deviceState: Buffer;
+}
+
+export interface ProtectorOptions {
+  primary: QemuProcess;
+  /** Open for appending; this protector is the only one that does. */
+  image: ShadowImage;
+  generation: number;
+  tracking: 'write' | 'checksum';
+  pacing: PacingLimits;
+  durability: Durability;
+  /** The epoch of the image that the primary woke up from; null when it did not. */
+  from: CommittedEpoch | null;
+  /** Every write since the primary was what the image holds is still to be reported: nothing has to be compared. */
+  followed: boolean;
+  /** The waiting QEMU whose resident pages are kept fresh; null when there is none. Asked at each commit. */
+  resident: () => ResidentRam | null;
+  events: ProtectorEvents;
 }
 
 export interface ProtectionStats {
@@ -21,7 +41,11 @@ export interface ProtectionStats {
   pagesScanned: number;
   pagesChanged: number;
   pagesDroppedByChecksum: number;
+  /** Differed from the shadow although no write had been reported; found by the scrub and repaired. */
+  pagesRepaired: number;
   bytesCopied: number;
+  /** What the epochs took in the shadow image. */
+  bytesStored: number;
   epochsAborted: number;
   intervalMs: number;
 }
@@ -31,7 +55,9 @@ export interface ProtectorEvents {
   ready(): void;
   /** An epoch did not become whole; the next one will try again. */
   aborted(error: unknown): void;
-  /** The shadow can not be kept: it must be made anew. Called at most once. */
+  /** The scrub found pages that no write was reported of, and this epoch mended them. */
+  repaired(pages: number): void;
+  /** The protection can not go on: it must be begun anew. Called at most once. */
   lost(error: unknown): void;
 }
 
@@ -46,6 +72,9 @@ const PAGE_BYTES = 4096;
  */
 const UNCONFIRMED_MAX = 2;
 const CONFIRMATION_POLL_MS = 10;
+/** 4 MiB a second, below a thousandth of a core: 256 MiB once a minute, 4 GiB in a quarter of an hour. */
+const SCRUB_EVERY_MS = 1000;
+const SCRUB_PAGES = 1024;
 
 export class Protector {
   private readonly source: EpochSource;
@@ -56,9 +85,12 @@ export class Protector {
   private pagesChanged = 0;
   private pagesDropped = 0;
   private pagesCopied = 0;
+  private pagesRepaired = 0;
+  private bytesStored = 0;
   private aborts = 0;
   private abortsInARow = 0;
   private intervalMs = 0;
+  private begun = false;
   private stopping = false;
   private epochUnderWay = false;
   private wake: (() => void) | undefined;
@@ -70,19 +102,20 @@ export class Protector {
   /** The epochs that a promotion can start from, newest last: at most UNCONFIRMED_MAX older ones can be gone back to. */
   private history: CommittedEpoch[] = [];
   private heldUntilMs = 0;
+  private scrubPage = 0;
+  private scrubDueMs = 0;
+  /** What the last epoch said of the VM. */
+  private quiet = false;
 
   /** @throws a native failure (ERR_NOT_TRACKED) when `tracking` is not possible on this primary */
-  constructor(
-    private readonly primary: QemuProcess,
-    private readonly shadowRam: GuestRam,
-    readonly tracking: 'write' | 'checksum',
-    private pacing: PacingLimits,
-    private readonly events: ProtectorEvents,
-  ) {
-    this.source = new EpochSource({ ram: primary.ram, control: primary.control, pid: primary.pid, tracking });
+  constructor(private readonly options: ProtectorOptions) {
+    const { primary, tracking, image, from } = options;
+    const { ram, control, pid } = primary;
+    this.source = new EpochSource({ ram, control, pid, tracking, image: image.native });
+    if (from !== null) this.history = [from];
   }
 
-  /** Begins with a full copy, or goes on after a halt(). */
+  /** Begins, or goes on after a halt(). */
   start(): void {
     this.stopping = false;
     this.loop = this.run();
@@ -101,7 +134,7 @@ export class Protector {
   /** After halt(): a last epoch whose guest stays stopped, for a switchover that loses nothing. */
   async handOver(): Promise<void> {
     await this.halt();
-    const work = cutEpoch(this.primary, this.source, true).then((cut) => this.commit(cut, monotonicMs()));
+    const work = cutEpoch(this.options.primary, this.source, true).then((cut) => this.commit(cut, monotonicMs()));
     // A primary that dies under our hands calls for a halt() in the middle of this: it must wait for the commit.
     this.loop = work.catch(() => {});
     await work;
@@ -116,20 +149,15 @@ export class Protector {
     return this.history.at(-1) ?? null;
   }
 
-  /**
-   * After halt(): takes back the epochs that were cut after the guest's last heartbeat. Resolves with their number; the
-   * newest one that is left shows the guest as it still lived.
-   */
-  async rewindToConfirmed(): Promise<number> {
-    const count = Math.min(this.unconfirmed(), this.history.length - 1);
-    if (count <= 0) return 0;
-    await this.source.rewind(this.shadowRam, count);
-    this.history = this.history.slice(0, -count);
-    return count;
+  /** The newest epoch that a heartbeat came after: it shows a guest that lived. null when there is none. */
+  newestConfirmed(): number | null {
+    return this.history.at(-1 - this.unconfirmed())?.epoch ?? null;
   }
 
-  hasConfirmedEpoch(): boolean {
-    return this.history.length > this.unconfirmed();
+  /** After halt(): the image goes back to `to`, one of its epochs, and the later ones are given up. */
+  async rewind(to: CommittedEpoch): Promise<void> {
+    await this.source.rewind(to.epoch, this.options.resident());
+    this.history = [to];
   }
 
   /** Cuts no epoch for a while, and waits for the one under way. */
@@ -140,13 +168,18 @@ export class Protector {
 
   /** How many epochs, counted from the newest, no heartbeat has come after. */
   private unconfirmed(): number {
-    const lastBeatNs = this.primary.agent.last?.atNs ?? 0n;
+    const lastBeatNs = this.options.primary.agent.last?.atNs ?? 0n;
     return this.history.filter(({ cutAtNs }) => cutAtNs >= lastBeatNs).length;
   }
 
   /** Age of the newest committed epoch. */
   lagMs(nowNs = process.hrtime.bigint()): number | null {
     return this.committed === null ? null : Number(nowNs - this.committed.cutAtNs) / 1e6;
+  }
+
+  /** Memory that finding and staging changed pages takes. */
+  memoryBytes(): number {
+    return this.source.memoryBytes();
   }
 
   stats(): ProtectionStats {
@@ -156,21 +189,21 @@ export class Protector {
       pagesScanned: this.pagesScanned,
       pagesChanged: this.pagesChanged,
       pagesDroppedByChecksum: this.pagesDropped,
+      pagesRepaired: this.pagesRepaired,
       bytesCopied: this.pagesCopied * PAGE_BYTES,
+      bytesStored: this.bytesStored,
       epochsAborted: this.aborts,
       intervalMs: this.intervalMs,
     };
   }
 
   private async run(): Promise<void> {
-    if (this.committed === null) {
-      try {
-        const first = await this.source.sync(this.shadowRam);
-        this.pagesCopied += first.changedPages;
-      } catch (error) {
-        if (!this.stopping) this.events.lost(error);
-        return;
-      }
+    const { primary, events, pacing } = this.options;
+    try {
+      await this.begin();
+    } catch (error) {
+      if (!this.stopping) events.lost(error);
+      return;
     }
     while (!this.stopping) {
       if (this.unconfirmed() >= UNCONFIRMED_MAX || monotonicMs() < this.heldUntilMs) {
@@ -180,25 +213,52 @@ export class Protector {
       const startedMs = monotonicMs();
       this.epochUnderWay = true;
       try {
-        const cut = await cutEpoch(this.primary, this.source, false, (paused) => this.notePause(paused));
+        const first = this.committed === null;
+        const cut = await cutEpoch(primary, this.source, false, (paused) => this.notePause(paused), this.quiet);
         await this.commit(cut, startedMs);
         this.abortsInARow = 0;
-        if (this.committed?.epoch === 1) this.events.ready();
+        if (first) events.ready();
+        await this.scrub();
       } catch (error) {
         if (this.stopping) return;
+        this.quiet = false; // the next epoch has the pages of two
         this.aborts++;
         this.abortsInARow++;
         if (endsProtection(error)) return; // the detector's business
-        if (needsResync(error) || this.abortsInARow >= ABORTS_IN_A_ROW_MAX) return this.events.lost(error);
-        this.events.aborted(error);
+        const hopeless = this.abortsInARow >= ABORTS_IN_A_ROW_MAX && !lacksRoom(error);
+        if (hopeless || needsResync(error)) return events.lost(error);
+        events.aborted(error);
       } finally {
         this.epochUnderWay = false;
       }
       // After an abort at least the usual pause's worth of running time, doubling.
       const backoffMs = this.abortsInARow === 0 ? 0 : 50 * 2 ** Math.min(this.abortsInARow, 6);
-      this.intervalMs = Math.max(backoffMs, this.cost === null ? 0 : nextIntervalMs(this.cost, this.pacing));
+      this.intervalMs = Math.max(backoffMs, this.cost === null ? 0 : nextIntervalMs(this.cost, pacing));
       await this.sleep(this.intervalMs);
     }
+  }
+
+  /** Makes sure that every difference between primary and image will be in the next epoch. Once only. */
+  private async begin(): Promise<void> {
+    if (this.begun) return;
+    if (this.options.followed) {
+      await this.source.follow();
+    } else {
+      // What is not filled yet is what the guest woke up from, and that need not be this image.
+      await this.options.primary.filled;
+      const first = await this.source.sync();
+      this.pagesScanned += first.scannedPages;
+      this.pagesCopied += first.copiedPages;
+    }
+    this.begun = true;
+  }
+
+  /** A little of the RAM is compared with the image once in a while: what no scan reported would stay wrong for ever. */
+  private async scrub(): Promise<void> {
+    const nowMs = monotonicMs();
+    if (nowMs < this.scrubDueMs) return;
+    this.scrubDueMs = nowMs + SCRUB_EVERY_MS;
+    this.scrubPage = (await this.source.scrub(this.scrubPage, SCRUB_PAGES)).nextPage;
   }
 
   private notePause(paused: boolean): void {
@@ -209,19 +269,29 @@ export class Protector {
 
   private async commit(cut: CutEpoch, startedMs: number): Promise<void> {
     const lagMs = this.lagMs();
-    const result = await this.source.commit(this.shadowRam, UNCONFIRMED_MAX);
-    // Whole from here on: pages applied, device state of the same cut.
+    const { image, generation, durability, resident, events } = this.options;
+    const result = await this.source.commit(
+      { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs },
+      cut.deviceState,
+      resident(),
+    );
+    if (durability === 'epoch') await image.flush();
+    // Whole from here on: pages and device state of the same cut, in one record.
     const previous = this.committed;
-    const committed = { epoch: (previous?.epoch ?? 0) + 1, cutAtNs: cut.cutAtNs, deviceState: cut.deviceState };
-    this.history = [...this.history.slice(-UNCONFIRMED_MAX), committed];
+    const { cutAtNs, cutAtMs, deviceState } = cut;
+    this.history = [...this.history.slice(-UNCONFIRMED_MAX), { epoch: result.epoch, cutAtNs, cutAtMs, deviceState }];
 
+    this.quiet = cut.quiet;
     this.pauses.add(cut.pauseMs);
     if (lagMs !== null) this.lags.add(lagMs + result.ms);
     this.pagesScanned += cut.scannedPages;
     this.pagesCopied += cut.copiedPages;
     this.pagesChanged += result.changedPages;
     this.pagesDropped += result.droppedPages;
-    if (previous === null) return; // the first epoch carries what changed during the copy: no measure for others
+    this.bytesStored += result.storedBytes;
+    this.pagesRepaired += cut.repairedPages;
+    if (cut.repairedPages > 0) events.repaired(cut.repairedPages);
+    if (previous === null) return; // the first epoch carries what changed during the comparison: no measure for others
     const epochMs = monotonicMs() - startedMs;
     const sinceLastCutMs = Number(cut.cutAtNs - previous.cutAtNs) / 1e6;
     this.cost = smoothCost(this.cost, {

@@ -15,6 +15,7 @@ export interface Beat {
 
 const LINE_CHARS_MAX = 1024;
 const EXECS_MAX = 16;
+const IDENTITY_TIMEOUT_MS = 5000;
 const COMMAND_BYTES_MAX = 3500;
 /**
  * One row of numbers for all agents: a command that was begun before a promotion may end after it, and must not be taken
@@ -35,6 +36,38 @@ export function parseBeat(line: string, atNs: bigint): Beat | null {
     app: app as string,
     atNs,
   };
+}
+
+/** Who a guest is; null is left as it is. */
+export interface GuestIdentity {
+  hostname: string;
+  mac: string | null;
+  /** "10.213.0.2/24" */
+  address: string | null;
+  gateway: string | null;
+  address6: string | null;
+  gateway6: string | null;
+  /** Random bytes, at most 64: two guests from one snapshot must not draw the same numbers. */
+  seed: Buffer;
+  wallClockMs: number;
+}
+
+/**
+ * Makes a port that another manager had fit for use again; before a GuestAgent of one's own. When the guest speaks at the
+ * moment in which that manager dies, QEMU (7.2 and 10 at least) holds the port's output back and forgets that it does, until
+ * the next end of a connection. So one is made and ended. Only its one half: until QEMU has seen the end it can write, and
+ * does not run into the same trouble again.
+ */
+export async function clearPort(path: string, timeoutMs: number): Promise<void> {
+  const socket = net.connect({ path, allowHalfOpen: true });
+  socket.on('error', () => {}); // the GuestAgent will meet it too
+  socket.resume();
+  const late = setTimeout(() => socket.destroy(), timeoutMs);
+  await new Promise<void>((resolve) => {
+    socket.on('close', () => resolve());
+    socket.end();
+  });
+  clearTimeout(late);
 }
 
 export class GuestAgent {
@@ -66,6 +99,26 @@ export class GuestAgent {
     this.socket.write('ping\n');
   }
 
+  /** Sets the guest's wall clock, which stood still with it. */
+  setClock(wallClockMs: number): void {
+    this.socket.write(`clock ${Math.round(wallClockMs)}\n`);
+  }
+
+  /** Makes somebody else of a guest that woke up from another one's memory. @throws GUEST_REFUSED, VM_NOT_RUNNING */
+  async identify(identity: GuestIdentity): Promise<void> {
+    const { hostname, mac, address, gateway, address6, gateway6, seed, wallClockMs } = identity;
+    const words = [hostname, mac ?? '-', address ?? '-', gateway ?? '-', seed.toString('hex'), Math.round(wallClockMs)];
+    words.push(address6 ?? '-', gateway6 ?? '-');
+    const code = await Promise.race([this.ask('identity', words.join(' ')), timeOut(IDENTITY_TIMEOUT_MS)]);
+    if (code === 0) return;
+    throw new ShadowVmError('GUEST_REFUSED', {
+      attempted: 'give the guest an identity of its own',
+      subject: this.vm,
+      reason: code === null ? `it did not answer within ${IDENTITY_TIMEOUT_MS} ms` : 'its agent failed to take it',
+      remedy: 'Its console tells which step failed; is the image older than this ShadowVM? Then build it anew',
+    });
+  }
+
   /** Asks the guest to shut down cleanly. */
   poweroff(): void {
     this.socket.write('poweroff\n');
@@ -87,15 +140,24 @@ export class GuestAgent {
           reason: `a guest command is one line of at most ${COMMAND_BYTES_MAX} bytes`,
         }),
       );
+    return this.ask('exec', command);
+  }
+
+  /** Has the guest do something, and tells its exit code. */
+  private ask(what: 'exec' | 'identity', words: string): Promise<number> {
     if (this.closed) return Promise.reject(this.ended());
     if (this.execs.size >= EXECS_MAX)
       return Promise.reject(
-        new ShadowVmError('QUEUE_FULL', { attempted, subject: this.vm, reason: `${EXECS_MAX} commands run already` }),
+        new ShadowVmError('QUEUE_FULL', {
+          attempted: 'run a command in the guest',
+          subject: this.vm,
+          reason: `${EXECS_MAX} commands run already`,
+        }),
       );
     const id = nextExec++;
     return new Promise((resolve, reject) => {
       this.execs.set(id, { resolve, reject });
-      this.socket.write(`exec ${id} ${command}\n`);
+      this.socket.write(`${what} ${id} ${words}\n`);
     });
   }
 
@@ -146,4 +208,8 @@ export class GuestAgent {
     const bye = /^bye (poweroff|reboot)$/.exec(line);
     if (bye !== null) this.bye = bye[1] as 'poweroff' | 'reboot';
   }
+}
+
+function timeOut(ms: number): Promise<null> {
+  return new Promise((resolve) => setTimeout(resolve, ms, null).unref());
 }

@@ -7,8 +7,8 @@ export interface QemuVersion {
   micro: number;
 }
 
-/** File descriptors that QEMU inherits; native/shim/control.h names the first two as well. */
-export const QEMU_FD = { ram: 3, control: 4, deviceState: 5, incoming: 6, more: 7 } as const;
+/** File descriptors that QEMU inherits; native/shim/control.h names those that its shim uses. */
+export const QEMU_FD = { ram: 3, control: 4, deviceState: 5, incoming: 6, lifeline: 7, rescue: 8, more: 9 } as const;
 
 export const HEARTBEAT_PORT = 'org.shadowvm.heartbeat';
 
@@ -18,20 +18,26 @@ export type NetworkAttachment =
       mode: 'tap';
       tap: string;
       mac: string;
-      address: string;
+      /** null for a guest that is told later who it is. */
+      address: string | null;
       prefixLength: number;
       gateway: string;
       ipv6: { address: string; prefixLength: number; gateway: string } | null;
     }
   | { mode: 'user'; mac: string; publish: VmSpec['publish'] };
 
+export interface Kernel {
+  kernelPath: string;
+  initrdPath: string;
+}
+
 export interface QemuShape {
   spec: Pick<VmSpec, 'name' | 'ramBytes' | 'vcpus'>;
   version: QemuVersion;
   dataDirs: string[];
   accelerator: 'kvm' | 'tcg';
-  kernelPath: string;
-  initrdPath: string;
+  /** null only for a QEMU that waits: its guest's kernel is in the RAM that it is given. */
+  kernel: Kernel | null;
   /** Rate of the host's time stamp counter, kHz: without it, boots under TCG hang at random in calibration. */
   tscKhz: number;
   network: NetworkAttachment;
@@ -65,13 +71,15 @@ export function qemuArgv(shape: QemuShape): string[] {
       `on,obsolete=deny,elevateprivileges=${shape.uid === null ? 'deny' : 'allow'},spawn=deny,resourcecontrol=deny`,
     ],
     ...['-chardev', `socket,id=qmp,path=${sockets.qmp},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control'],
+    // A monitor for the preloaded shim, which lets a guest go whose manager died while it stood still.
+    ...['-chardev', `socket,id=rescue,fd=${QEMU_FD.rescue}`, '-mon', 'chardev=rescue,mode=control'],
     ...[
       '-chardev',
       `socket,id=console,path=${sockets.console},server=on,wait=off,logfile=${shape.consoleLogPath},logappend=on`,
       '-serial',
       'chardev:console',
     ],
-    ...['-kernel', shape.kernelPath, '-initrd', shape.initrdPath, '-append', kernelArguments(shape)],
+    ...kernelArgv(shape),
     ...networkArgv(shape.network),
     ...['-device', 'virtio-serial-device'],
     ...['-chardev', `socket,id=heartbeat,path=${sockets.heartbeat},server=on,wait=off`],
@@ -83,6 +91,12 @@ export function qemuArgv(shape: QemuShape): string[] {
   // -S: a shadow never runs by itself, only on the manager's `cont`, which comes after the fencing of the primary.
   if (shape.incoming) argv.push('-S', '-incoming', 'defer');
   return argv;
+}
+
+function kernelArgv(shape: QemuShape): string[] {
+  if (shape.kernel === null) return [];
+  const { kernelPath, initrdPath } = shape.kernel;
+  return ['-kernel', kernelPath, '-initrd', initrdPath, '-append', kernelArguments(shape)];
 }
 
 function kernelArguments(shape: QemuShape): string {
@@ -100,7 +114,7 @@ function kernelArguments(shape: QemuShape): string {
   if (shape.accelerator === 'tcg') words.push('mitigations=off', 'cryptomgr.notests');
   words.push(`shadowvm.host=${shape.spec.name}`);
   const { network } = shape;
-  if (network.mode === 'tap')
+  if (network.mode === 'tap' && network.address !== null)
     words.push(`shadowvm.ip=${network.address}/${network.prefixLength}`, `shadowvm.gw=${network.gateway}`);
   if (network.mode === 'tap' && network.ipv6 !== null) {
     const { address, prefixLength, gateway } = network.ipv6;

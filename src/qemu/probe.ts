@@ -6,7 +6,7 @@ import { release, tmpdir } from 'node:os';
 import { delimiter, join, resolve as resolvePath } from 'node:path';
 import { promisify } from 'node:util';
 import { z } from 'zod';
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import { loadAddon } from '../native/index.js';
 import type { QemuVersion } from './argv.js';
 
@@ -406,8 +406,4 @@ function nativeError(attempted: string, error: unknown): ShadowVmError {
     remedy: 'ShadowVM needs an x86-64 host',
     cause: error,
   });
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

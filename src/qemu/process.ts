@@ -7,9 +7,11 @@ import path from 'node:path';
 import type { Duplex } from 'node:stream';
 import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
-import { NATIVE_BUILD_DIR } from '../native/index.js';
-import { createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
-import { GuestAgent } from './agent.js';
+import { diesOfSigkill } from '../host/process-stat.js';
+import { isNativeFailure, NATIVE_BUILD_DIR } from '../native/index.js';
+import { adoptFile, createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
+import { Pager, type PageSource } from '../native/pager.js';
+import { clearPort, GuestAgent } from './agent.js';
 import { QEMU_FD, type QemuShape, qemuArgv } from './argv.js';
 import { QmpClient } from './qmp.js';
 
@@ -25,11 +27,28 @@ export interface LaunchOptions extends Omit<QemuShape, 'sockets'> {
   startTimeoutMs?: number;
   /** Aborted: QEMU is killed, and its start fails. No effect once it has started. */
   signal?: AbortSignal;
+  /** Only with `incoming`: the RAM is not filled before the guest runs, a Pager fills it on demand. */
+  lazy?: boolean;
   /** More descriptors for QEMU, from QEMU_FD.more on; closing them is the caller's. */
   inheritFds?: number[];
 }
 
+export interface AdoptOptions {
+  vm: string;
+  pid: number;
+  /** Those of its launch: there are its sockets. */
+  runDir: string;
+  tag: string;
+  /**
+   * Called before QEMU is spoken to. While the fill of a lazy one is not over, QEMU itself may stand at an absent page,
+   * and answers only when a Pager serves it.
+   */
+  onMemory?: (qemu: { pid: number; control: QemuControl; ram: GuestRam }) => void;
+  timeoutMs?: number;
+}
+
 const START_TIMEOUT_MS = 30_000;
+const ADOPT_TIMEOUT_MS = 5000;
 const MONITOR_NICE = -10;
 const DYING_NICE = 19;
 const SIGKILL = 9;
@@ -57,17 +76,15 @@ export class QemuProcess {
   /** Starts QEMU and waits until it answers. @throws QEMU_MISSING, QEMU_START_FAILED with QEMU's own words, QMP_TIMEOUT */
   static async launch(options: LaunchOptions): Promise<QemuProcess> {
     const attempted = `start QEMU for the ${options.incoming ? 'shadow' : 'VM'}`;
+    const launchedAtMs = monotonicMs();
     const { name, ramBytes } = options.spec;
-    const sockets = {
-      qmp: path.join(options.runDir, `${options.tag}.qmp`),
-      heartbeat: path.join(options.runDir, `${options.tag}.hb`),
-      console: path.join(options.runDir, `${options.tag}.con`),
-    };
+    const sockets = socketsOf(options);
     const socketPaths = Object.values(sockets);
     for (const socketPath of socketPaths) fs.rmSync(socketPath, { force: true });
 
     const ram = new GuestRam(`shadowvm-${name}`, ramBytes);
-    const control = new QemuControl();
+    const control = new QemuControl(ramBytes);
+    if (options.lazy) control.makeLazy();
     const deviceStateFd = createMemoryFile(`shadowvm-${name}-devices`);
     // Where in its log this start's words begin.
     const logStart = fs.existsSync(options.qemuLogPath) ? fs.statSync(options.qemuLogPath).size : 0;
@@ -82,6 +99,8 @@ export class QemuProcess {
         control.fd,
         deviceStateFd,
         options.incoming ? 'pipe' : 'ignore',
+        control.lifelineFd,
+        'ignore', // QEMU_FD.rescue, which the shim opens
         ...(options.inheritFds ?? []),
       ],
       env: { ...process.env, LD_PRELOAD: path.join(NATIVE_BUILD_DIR as string, 'track-shim.so') },
@@ -137,11 +156,19 @@ export class QemuProcess {
           remedy:
             'QEMU must be dynamically linked, with no setuid bit and no wrapper script; rebuild the shim with `npm run setup`',
         });
+      if (options.lazy && !control.read().lazy)
+        throw new ShadowVmError('TRACKING_UNAVAILABLE', {
+          attempted,
+          subject: name,
+          reason: `its RAM can not be filled on demand: ${control.read().errorCode ?? 'the preloaded shim did not see it'}`,
+          remedy:
+            'The manager must be root, on a kernel with userfaultfd; otherwise fill the RAM before the guest runs',
+        });
       if (options.incoming)
         await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] });
       const incoming = options.incoming ? incomingOf(child) : null;
       incoming?.on('error', () => {}); // a QEMU that dies while it is fed: its exit tells
-      return new QemuProcess(
+      const qemu = new QemuProcess(
         name,
         pid,
         ram,
@@ -156,6 +183,9 @@ export class QemuProcess {
         incoming,
         socketPaths,
       );
+      qemu.launchedAtMs = launchedAtMs;
+      qemu.signalOfEnd = () => child.signalCode;
+      return qemu;
     } catch (error) {
       qmp?.destroy();
       discard();
@@ -163,6 +193,88 @@ export class QemuProcess {
       throw error;
     } finally {
       options.signal?.removeEventListener('abort', giveUp);
+    }
+  }
+
+  /** Killed by somebody else (the OOM killer, an operator), and not by what it did itself. false when that is not known. */
+  get killedFromOutside(): boolean {
+    // Whoever has been reaped is not in /proc any more, and who has not is no child of ours with an end.
+    return this.signalOfEnd() === 'SIGKILL' || diesOfSigkill(this.pid);
+  }
+  private signalOfEnd: () => NodeJS.Signals | null = () => null;
+
+  /** The futex's word now, which may be there before `died` is heard of: its thread has to get a CPU first. */
+  get hasDied(): boolean {
+    return this.released || this.control.read().alive === false;
+  }
+
+  /**
+   * Takes over a QEMU that another manager started and that outlived it; a guest that stood still for an epoch runs again.
+   * The caller knows that the process number still belongs to that QEMU as far as a later `alive` can not tell.
+   * @throws VM_NOT_RUNNING when there is no such process, QMP_*, NATIVE_ERROR
+   */
+  static async adopt(options: AdoptOptions): Promise<QemuProcess> {
+    const attempted = 'take over the running QEMU of the VM';
+    const { vm, pid } = options;
+    const sockets = socketsOf(options);
+    const timeoutMs = options.timeoutMs ?? ADOPT_TIMEOUT_MS;
+    const open: { close(): void }[] = [];
+    const keep = <T extends { close(): void }>(each: T): T => {
+      open.push(each);
+      return each;
+    };
+    let qmp: QmpClient | undefined;
+    try {
+      const handle = keep(new ProcessHandle(pid));
+      let ended = false;
+      const exited = new Promise<void>((resolve) => {
+        handle.watchExit(() => {
+          ended = true;
+          resolve();
+        });
+      });
+      const control = keep(QemuControl.adopt(pid));
+      const ram = keep(GuestRam.adopt(pid, QEMU_FD.ram));
+      const deviceStateFd = adoptFile(pid, QEMU_FD.deviceState);
+      keep({ close: () => fs.closeSync(deviceStateFd) });
+      options.onMemory?.({ pid, control, ram });
+      qmp = await connectWhenUp(sockets.qmp, vm, timeoutMs, () => ended);
+      // All that was opened by number belongs to one process when that one is still there.
+      if (control.read().alive !== true || !handle.signal(0))
+        throw new ShadowVmError('VM_NOT_RUNNING', { attempted, subject: vm, reason: 'its process has died' });
+      if (control.read().pausedForEpoch) {
+        await qmp.execute('cont', undefined, { timeoutMs });
+        control.setPausedForEpoch(false);
+      }
+      runMonitorAhead(pid);
+      // In one that waits there is no guest that could have spoken, and nothing that would answer.
+      const { status } = await qmp.execute('query-status', undefined, { timeoutMs });
+      if (status !== 'inmigrate') await clearPort(sockets.heartbeat, timeoutMs);
+      return new QemuProcess(
+        vm,
+        pid,
+        ram,
+        control,
+        handle,
+        qmp,
+        new GuestAgent(sockets.heartbeat, vm),
+        sockets.console,
+        new Promise((resolve) => control.watchDeath(resolve)),
+        exited,
+        deviceStateFd,
+        null, // a device state can be loaded only by who started it
+        Object.values(sockets),
+      );
+    } catch (error) {
+      qmp?.destroy();
+      for (const each of open) each.close();
+      if (!isNativeFailure(error)) throw error;
+      throw new ShadowVmError(error.code === 'ESRCH' ? 'VM_NOT_RUNNING' : 'NATIVE_ERROR', {
+        attempted,
+        subject: vm,
+        reason: error.message,
+        cause: error,
+      });
     }
   }
 
@@ -213,6 +325,26 @@ export class QemuProcess {
       });
   }
 
+  /**
+   * Serves the RAM of a lazy QEMU from now on, and fills it behind; `first` comes first.
+   * @throws native failures (ERR_NOT_LAZY, ERR_SIZE)
+   */
+  fillFrom(source: PageSource, first: Uint32Array, onTrouble: (page: number, why: string) => void): void {
+    const { control, pid, ram } = this;
+    this.pager = new Pager({ control, pid, ram, source, onTrouble: ({ page, message }) => onTrouble(page, message) });
+    // Its end by the end of this QEMU is no news, and trouble is told by itself.
+    this.filled = this.pager.start(first).then(
+      () => true,
+      () => false,
+    );
+  }
+  /** When its start began, CLOCK_MONOTONIC ms; that of its adoption for one that another manager started. */
+  launchedAtMs = monotonicMs();
+  /** What fills the RAM, or has filled it; null for a QEMU whose RAM was there from the start. */
+  pager: Pager | null = null;
+  /** Whether the fill got to its end. */
+  filled: Promise<boolean> = Promise.resolve(true);
+
   /** SIGKILL through the pidfd; safe at any time. */
   kill(): void {
     try {
@@ -231,20 +363,45 @@ export class QemuProcess {
 
   /** Kills the process if it lives, waits for its end and gives back everything that belonged to it. Idempotent. */
   async dispose(): Promise<void> {
+    if (this.released) return;
     this.kill();
+    this.hangUp();
+    // Who watches a process that is no child of ours does not keep the event loop alive; this does.
+    const alive = setInterval(() => {}, 1000);
+    await this.exited;
+    clearInterval(alive);
+    if (!this.release()) return;
+    for (const socketPath of this.socketPaths) fs.rmSync(socketPath, { force: true });
+  }
+
+  /** Lets go of a process that lives on, for the next manager to adopt. Nothing of this object is of use afterwards. */
+  leave(): void {
+    this.hangUp();
+    this.release();
+  }
+
+  private hangUp(): void {
     this.qmp.destroy();
     this.agent.close();
     this.incoming?.destroy();
-    await this.exited;
-    if (this.disposed) return;
-    this.disposed = true;
+  }
+
+  private release(): boolean {
+    if (this.released) return false;
+    this.released = true;
+    this.pager?.close();
     this.handle.close();
     this.control.close();
     this.ram.close();
     fs.closeSync(this.deviceStateFd);
-    for (const socketPath of this.socketPaths) fs.rmSync(socketPath, { force: true });
+    return true;
   }
-  private disposed = false;
+  private released = false;
+}
+
+function socketsOf({ runDir, tag }: Pick<LaunchOptions, 'runDir' | 'tag'>) {
+  const at = (end: string) => path.join(runDir, `${tag}.${end}`);
+  return { qmp: at('qmp'), heartbeat: at('hb'), console: at('con') };
 }
 
 function spawned(child: ChildProcess, qemuPath: string, attempted: string): Promise<void> {
@@ -294,7 +451,7 @@ async function connectWhenUp(
       return await QmpClient.connect(socketPath, vm, timeoutMs);
     } catch (error) {
       if (monotonicMs() > until || ended()) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 5));
+      await new Promise((resolve) => setTimeout(resolve, 1));
     }
   }
 }

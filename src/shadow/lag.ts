@@ -4,7 +4,7 @@ import type { PacingLimits } from '../vm/spec.js';
 /** Slack before a lag counts: one slow epoch on a busy host is no news. */
 const BEHIND_FACTOR = 3;
 const BEHIND_MS_MIN = 1000;
-/** So long behind means that it will not catch up: a fresh copy is quicker. */
+/** So long behind means that something stands in its way which a fresh comparison may clear. */
 const REMAKE_AFTER_MS = 15_000;
 
 /** @param behindForMs how long the shadow has been behind already, 0 when it was not */

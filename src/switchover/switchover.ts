@@ -1,5 +1,5 @@
 /** Runs the state machine: carries out its effects through `actions` and feeds their outcomes back. */
-import { ShadowVmError } from '../errors.js';
+import { messageOf, ShadowVmError } from '../errors.js';
 import type { Effect, EffectName, SwitchoverEvent, SwitchoverState } from './machine.js';
 import { initialState, step } from './machine.js';
 
@@ -120,7 +120,7 @@ export class Switchover {
       (error: unknown) => {
         if (this.closed) return;
         this.actions.onFailure(effect, error);
-        const reason = error instanceof Error ? error.message : String(error);
+        const reason = messageOf(error);
         this.dispatch({ type: 'failed', effect, reason });
       },
     );

@@ -48,6 +48,7 @@ const loopTurns = () => new Promise((resolve) => setTimeout(resolve, 5));
 interface Options {
   promoted?: boolean;
   canTakeOver?: boolean;
+  hasDied?: boolean;
   probe?: () => Promise<ProbeOutcome>;
 }
 
@@ -61,6 +62,7 @@ function watched(pausedTotalMs: () => number = () => 0, options: Options = {}) {
   const primary = {
     pid: process_.pid,
     agent,
+    hasDied: options.hasDied ?? false,
     died: new Promise<bigint>((resolve) => {
       tellDeath = resolve;
     }),
@@ -136,6 +138,13 @@ describe('certain signs', () => {
     vm.endMonitor();
     await loopTurns();
     expect(causes(vm.deaths)).toEqual(['monitor-ended']);
+  });
+
+  test('the monitor’s end, heard before the kernel’s word that is there already, is what the kernel says', async () => {
+    const vm = watched(undefined, { hasDied: true });
+    vm.endMonitor();
+    await loopTurns();
+    expect(causes(vm.deaths)).toEqual(['process-died']);
   });
 
   test.each([

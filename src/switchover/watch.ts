@@ -2,6 +2,7 @@
 
 import fs from 'node:fs';
 import { monotonicMs } from '../clock.js';
+import { processState } from '../host/process-stat.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Probe, ProbeView } from '../vm/probe.js';
 import { DETECTOR_LIMITS, type DeathCause, judge } from './detector.js';
@@ -101,6 +102,9 @@ export class FailureWatch {
     void primary.qmp.closed.then(() => {
       // Also what the end of an announced shutdown looks like; its event came first.
       this.monitorEnded = true;
+      // The kernel marks the futex of a killed process before it closes its sockets. On a busy host the thread that
+      // waits for that may not have run yet, but the word is there to be read.
+      if (primary.hasDied) this.processDied = true;
       setImmediate(() => this.conclude());
     });
     this.timer = setInterval(() => this.tick(), TICK_MS);
@@ -238,16 +242,6 @@ export class FailureWatch {
   }
 }
 
-/** State letter of a process ("R", "S", "D", "T", "Z"); null when it is gone. */
-function processState(pid: number): string | null {
-  try {
-    const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return stat[stat.lastIndexOf(')') + 2] ?? null;
-  } catch {
-    return null;
-  }
-}
-
 export interface ThreadTimes {
   /** "R" runs or wants to, "D" waits in the kernel for a disk or for memory, "S" sleeps, "T" is stopped. */
   state: string;
@@ -263,9 +257,8 @@ function readThreads(pid: number): Threads {
   const threads = new Map<string, ThreadTimes>();
   try {
     for (const tid of fs.readdirSync(`/proc/${pid}/task`)) {
-      const stat = fs.readFileSync(`/proc/${pid}/task/${tid}/stat`, 'utf8');
       const [ranNs, waitedNs] = fs.readFileSync(`/proc/${pid}/task/${tid}/schedstat`, 'utf8').split(' ');
-      const state = stat[stat.lastIndexOf(')') + 2] ?? '';
+      const state = processState(pid, Number(tid)) ?? '';
       threads.set(tid, { state, ranMs: Number(ranNs) / 1e6, waitedMs: Number(waitedNs) / 1e6 });
     }
   } catch {

@@ -65,6 +65,41 @@ export const pacingSchema = z.object({
 });
 export type PacingLimits = z.infer<typeof pacingSchema>;
 
+/**
+ * How much of a shadow is resident, beside its image on disk. `image`: nothing runs, a promotion starts a QEMU first.
+ * `process`: a QEMU waits without any RAM. `resident`: so many percent of the RAM, the most recently written, are in it.
+ */
+export const standbyLevelSchema = z.discriminatedUnion('level', [
+  z.object({ level: z.literal('image') }),
+  z.object({ level: z.literal('process') }),
+  z.object({ level: z.literal('resident'), percent: wholeNumber(1, 100, 'a resident standby holds 1 to 100 percent') }),
+]);
+export type StandbyLevel = z.infer<typeof standbyLevelSchema>;
+
+/** When a committed epoch is on the disk for certain: never asked for, within a second, or before it counts. */
+export const durabilitySchema = z.enum(['none', 'interval', 'epoch']);
+export type Durability = z.infer<typeof durabilitySchema>;
+
+export const IMAGE_BYTES_MIN = 64 * MIB;
+const KEEP_MS_MAX = 7 * 24 * 3_600_000;
+export const retentionSchema = z.object({
+  /** Epochs so young can be gone back to, ms. */
+  keepMs: wholeNumber(0, KEEP_MS_MAX, 'epochs are kept for 0 to 604800000 ms, which is a week').default(60_000),
+  /** What the shadow image may take on the disk; null for twice the RAM and 512 MiB. */
+  maxBytes: z
+    .number('the size of a shadow image is a number of bytes')
+    .int('the size of a shadow image is a whole number of bytes')
+    .min(IMAGE_BYTES_MIN, `a shadow image may take ${IMAGE_BYTES_MIN / MIB} MiB or more`)
+    .nullable()
+    .default(null),
+});
+export type Retention = z.infer<typeof retentionSchema>;
+
+/** What `maxBytes` means where it is not said: the newest state, as much again while it is compacted, and a window. */
+export function imageBytesMax(spec: { ramBytes: number; retention: Retention }): number {
+  return spec.retention.maxBytes ?? 2 * spec.ramBytes + 512 * MIB;
+}
+
 const RAM_TOLD = `a VM has ${RAM_BYTES_MIN} to ${RAM_BYTES_MAX} bytes of RAM (${RAM_BYTES_MIN / MIB} MiB to ${RAM_BYTES_MAX / MIB / 1024} GiB), in whole MiB`;
 /** 4 GiB/s is the most that the kernel's plain rates can say. */
 const BANDWIDTH_MIN = 64_000;
@@ -101,6 +136,11 @@ export const vmSpecSchema = z.object({
   shadow: shadowRuleSchema.default({ kind: 'manual' }),
   /** What tells whether the guest does what it is for. One that fails is a failure of the guest. */
   probes: z.array(probeSchema).max(PROBES_MAX, `a VM has at most ${PROBES_MAX} probes`).default([]),
+  standby: standbyLevelSchema.default({ level: 'process' }),
+  durability: durabilitySchema.default('interval'),
+  retention: retentionSchema.default(retentionSchema.parse({})),
+  /** golden: from the snapshot of its image's first boot, which is taken when it is missing. boot: from power-on. */
+  start: z.enum(['golden', 'boot']).default('golden'),
   pacing: pacingSchema.default(pacingSchema.parse({})),
 });
 /** A complete specification, every default filled in. */

@@ -26,12 +26,13 @@ export type Quantiles = z.infer<typeof quantilesSchema>;
 export const shadowViewSchema = z.object({
   vm: z.string(),
   state: shadowStateSchema,
-  standby: z.literal('resident'),
+  /** What waits beside the image: 'image' (nothing), 'process', 'resident', 'resident=50'. */
+  standby: z.string(),
   /** Why it was made: "by hand", "always", or the trigger with its measured value: "cpu 97% > 60% for 5 s". */
   createdBecause: z.string(),
   pid: z.number().int().nullable(),
   tracking: z.enum(['write', 'checksum']),
-  /** Newest committed epoch of the present protection, 0 before the first. */
+  /** Newest committed epoch, 0 before the first. They are numbered through promotions, stops and starts. */
   epoch: z.number().int(),
   /** Age of that epoch now, ms; null before the first. */
   lagMs: z.number().nullable(),
@@ -41,11 +42,79 @@ export const shadowViewSchema = z.object({
   pagesScanned: z.number().int(),
   pagesChanged: z.number().int(),
   pagesDroppedByChecksum: z.number().int(),
+  /** Differed from the shadow although no write had been reported; found by the scrub and repaired. */
+  pagesRepaired: z.number().int(),
   bytesCopied: z.number().int(),
+  /** What the epochs of the present protection took in the shadow image. */
+  bytesStored: z.number().int(),
   epochsAborted: z.number().int(),
   intervalMs: z.number(),
+  /** The image on disk; null before it is open. */
+  image: z
+    .object({
+      bytesOnDisk: z.number().int(),
+      /** What the newest epoch needs of that. */
+      liveBytes: z.number().int(),
+      /** In memory: where each page is, and its checksum. */
+      indexBytes: z.number().int(),
+      oldestEpoch: z.number().int(),
+      headEpoch: z.number().int(),
+    })
+    .nullable(),
 });
 export type ShadowView = z.infer<typeof shadowViewSchema>;
+
+/** What the VM woke up from: power-on, its image's golden snapshot, a snapshot of its own, or another VM's epoch. */
+export const vmOriginSchema = z.enum(['boot', 'golden', 'snapshot', 'clone']);
+export type VmOrigin = z.infer<typeof vmOriginSchema>;
+
+/** An epoch that can be gone back to. */
+export const epochViewSchema = z.object({
+  epoch: z.number().int(),
+  /** Of the primary that it was cut from. */
+  generation: z.number().int(),
+  /** When it was cut, ISO 8601. */
+  cutAt: z.string(),
+  changedPages: z.number().int(),
+  storedBytes: z.number().int(),
+  /** Whether it would survive a power loss. */
+  durable: z.boolean(),
+});
+export type EpochView = z.infer<typeof epochViewSchema>;
+
+/** The state that a stopped VM starts again from. */
+export const snapshotViewSchema = z.object({
+  vm: z.string(),
+  epoch: z.number().int(),
+  cutAt: z.string(),
+  bytesOnDisk: z.number().int(),
+  /** Pages that are neither zero nor those of the golden snapshot. */
+  storedPages: z.number().int(),
+});
+export type SnapshotView = z.infer<typeof snapshotViewSchema>;
+
+/** A snapshot that was written into a file of its own. */
+export const exportViewSchema = z.object({
+  vm: z.string(),
+  path: z.string(),
+  epoch: z.number().int(),
+  bytes: z.number().int(),
+  pages: z.number().int(),
+});
+export type ExportView = z.infer<typeof exportViewSchema>;
+
+/** What reading a whole snapshot or shadow found. */
+export const verifyViewSchema = z.object({
+  vm: z.string(),
+  epoch: z.number().int(),
+  /** Read, and right by their checksums. */
+  pages: z.number().int(),
+  damagedPages: z.number().int(),
+  /** Of a shadow that was really started, in isolation: time to its first heartbeat; null where none was. */
+  firstBeatMs: z.number().nullable(),
+  ms: z.number(),
+});
+export type VerifyView = z.infer<typeof verifyViewSchema>;
 
 export const vmViewSchema = z.object({
   name: z.string(),
@@ -62,7 +131,8 @@ export const vmViewSchema = z.object({
   tap: z.string().nullable(),
   networkMode: z.enum(['tap', 'user', 'none']),
   createdAt: z.string(),
-  /** Power-on of QEMU → first heartbeat, ms. */
+  origin: vmOriginSchema,
+  /** Start of QEMU → the guest answers, ms. */
   bootMs: z.number().nullable(),
   guest: z
     .object({
@@ -78,6 +148,8 @@ export const vmViewSchema = z.object({
   /** As they stand since the VM runs, or was promoted. */
   probes: z.array(probeViewSchema),
   shadow: shadowViewSchema.nullable(),
+  /** Of a VM that has ended: what `vm start` would wake it from. */
+  snapshot: snapshotViewSchema.nullable(),
   failure: z.string().nullable(),
 });
 export type VmView = z.infer<typeof vmViewSchema>;

@@ -1,0 +1,49 @@
+// Appends records to the log: the state of the one that is open.
+#pragma once
+#include <vector>
+
+#include "state.h"
+
+class RecordWriter {
+ public:
+  explicit RecordWriter(ImageState& image);
+  void Begin(RecordKind kind);
+  void Add(size_t page, uint64_t hash, const uint8_t* content);
+  AppendStats Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes);
+  // Writes a record without pages that makes an older epoch the head again. Settle makes it count.
+  void WriteRewind(uint64_t epoch);
+  // The caller holds the image's lock.
+  void Settle();
+  void Abandon();
+  bool epochOpen() const { return open_ == RecordKind::kEpoch; }
+
+ private:
+  // One Add, in the order of the blocks. kUnchanged: the head has the same after all.
+  struct Pending {
+    uint32_t page;
+    enum Kind : uint8_t { kStored, kZero, kBase, kUnchanged } kind;
+    uint8_t slot;
+    uint64_t block;  // offset
+    uint64_t hash;
+  };
+  void Roll();
+  void WriteBlock();
+  void DropSuperseded();
+  void WriteCommit(CommitHeader header, const uint8_t* device, size_t deviceBytes);
+  void Publish(const EpochRecord& record);
+  void Forget();
+
+  ImageState& image_;
+  SegmentWriter writer_;
+  Compressor compressor_;
+  BlockBuilder builder_;
+  std::shared_ptr<Segment> segment_;  // the newest log segment; null until something is appended
+  size_t segmentSlot_ = 0;
+  uint64_t recordOffset_ = 0;
+  uint64_t sequence_ = 0;
+  static constexpr RecordKind kNone = RecordKind{0};
+  std::atomic<RecordKind> open_{kNone};  // another thread's Rewind may have one open
+  uint64_t droppedPages_ = 0;
+  std::vector<Pending> pending_;
+  std::vector<bool> isPending_;  // page → it was added to this record
+};

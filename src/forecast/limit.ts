@@ -1,0 +1,231 @@
+/**
+ * Turns usage into an allocation that is held: held for an hour at least, with less than two changes a day.
+ *
+ * What an hour may need is taken from what followed past hours, moved by how far the forecast has moved since and
+ * weighted by age and by nearness of the time of day. Among candidate limits the cheapest wins: what it allocates, plus
+ * a price for each sample that it would not cover, plus the price of a change. The price per sample is one for all VMs,
+ * in units of the VM's own allocation: so samples are left uncovered where covering them is dear and not where it is
+ * cheap, and the share asked for is met on average over VMs. Feedback brings a VM that is further off than {@link BAND} back.
+ * Lost: a quantile of the residuals per hour (1 point more unused at the same coverage, and 24 changes a day); the same
+ * price with feedback after each hour (3 points more: it swings).
+ */
+import { Recent } from './recent.js';
+import { SortedWindow } from './window.js';
+
+/** A limit is changed at most once in so many samples. */
+export const SAMPLES_PER_DECISION = 12;
+
+const BLOCKS_KEPT = 336;
+const BLOCKS_PER_DAY = 24;
+const CANDIDATES = 48;
+/** Hours that a new limit is judged by; later ones count less. */
+const AHEAD = 4;
+const AHEAD_KEEP = 0.85;
+const SAME_HOUR = 4;
+const NEXT_HOUR = 3;
+const HALF_LIFE_BLOCKS = 48;
+const CHANGES_PER_DAY = 1.9;
+/** Changes that can be saved up; what a breach forces may go into debt, that later changes pay. */
+const CHANGES_SAVED_MAX = 8;
+const CHANGES_DEBT_MAX = 3;
+/** What a change has to be worth, as a share of the limit; to lower is worth less than to raise. */
+const CHANGE_WORTH = 0.025;
+const LOWER_WORTH = 3;
+/** How far a VM's coverage, over {@link FEEDBACK_BLOCKS}, may be off before its price moves, and how fast it moves. */
+const BAND = 0.006;
+const FEEDBACK_BLOCKS = 480;
+const FEEDBACK_RATE = 0.1;
+
+/** Per share asked for, the price of an uncovered sample that meets it on the development VMs. */
+const PRICES: readonly (readonly [number, number])[] = [
+  [0.9, 0.7],
+  [0.95, 1.7],
+  [0.98, 5],
+  [0.99, 5.6],
+];
+
+export class Limits {
+  /** The allocation in force per safety; NaN before the first decision. */
+  readonly limits: Float64Array;
+  private readonly keepers: Keeper[];
+  private readonly samples = new Recent(BLOCKS_KEPT * SAMPLES_PER_DECISION);
+  private readonly anchors = new Recent(BLOCKS_KEPT);
+  private readonly sorted = new SortedWindow(BLOCKS_KEPT * SAMPLES_PER_DECISION);
+  private block: number[] = [];
+  private blocks = 0;
+  private usedMean = 0;
+
+  constructor(safety: readonly number[]) {
+    this.keepers = safety.map((share) => new Keeper(share));
+    this.limits = new Float64Array(safety.length).fill(Number.NaN);
+  }
+
+  /**
+   * Takes a sample, NaN where none came, and decides about the next one: once an hour, and at once when a sample was
+   * above a limit that has been held for an hour. `forecast` is that of the coming hour.
+   */
+  observe(value: number, forecast: number): void {
+    this.block.push(value);
+    for (const keeper of this.keepers) keeper.take(value);
+    const hourEnds = this.block.length >= SAMPLES_PER_DECISION;
+    if (hourEnds) {
+      for (const keeper of this.keepers) keeper.account(this.block);
+      this.takeBlock();
+      if (this.blocks > 0) this.anchors.push(forecast);
+    }
+    const due = this.keepers.filter((keeper) => keeper.isDue(hourEnds));
+    if (this.blocks === 0 || due.length === 0) return;
+    const { candidates, exceeding } = this.outlook(forecast);
+    const floor = this.blocks < BLOCKS_PER_DAY ? this.sorted.max * 1.1 : 0;
+    for (const keeper of due) {
+      const reference = Math.max(this.sorted.quantile(keeper.safety), 1e-9);
+      const unit = Math.max(this.usedMean, 0.02 * reference) / reference ** 2;
+      keeper.choose(candidates, exceeding, unit, floor);
+    }
+    this.keepers.forEach((keeper, i) => {
+      this.limits[i] = keeper.limit;
+    });
+  }
+
+  /** Blocks have a fixed length: what did not come is filled with the newest that did. */
+  private takeBlock(): void {
+    const known = this.block.filter((value) => !Number.isNaN(value));
+    this.block = [];
+    if (known.length === 0) return;
+    for (let i = 0; i < SAMPLES_PER_DECISION; i++) {
+      const value = known[Math.min(i, known.length - 1)]!;
+      this.samples.push(value);
+      this.sorted.push(value);
+      this.usedMean += Math.max(1 / 2016, 1 / this.samples.count) * (value - this.usedMean);
+    }
+    this.blocks++;
+  }
+
+  /** Candidate limits, rising, and the share of the coming samples that is expected above each. */
+  private outlook(forecast: number): { candidates: Float64Array; exceeding: Float64Array } {
+    const candidates = new Float64Array(CANDIDATES);
+    for (let c = 0; c < CANDIDATES; c++) {
+      const share = 0.3 + 0.7 * (1 - (1 - c / (CANDIDATES - 1)) ** 2.5);
+      candidates[c] = this.sorted.quantile(share) * 1.005 + 1e-6;
+    }
+    const mass = new Float64Array(CANDIDATES + 1);
+    let whole = 0;
+    const kept = Math.min(this.anchors.count, BLOCKS_KEPT);
+    for (let ago = 1; ago < kept; ago++) {
+      const away = Math.min(ago % BLOCKS_PER_DAY, BLOCKS_PER_DAY - (ago % BLOCKS_PER_DAY));
+      const near = away === 0 ? SAME_HOUR : away === 1 ? NEXT_HOUR : 1;
+      const move = forecast - this.anchors.at(ago);
+      // Without a forecast (samples do not come) nothing has moved.
+      const shift = Number.isNaN(move) ? 0 : move;
+      let weight = near * 0.5 ** (ago / HALF_LIFE_BLOCKS);
+      let moved = shift;
+      for (let ahead = 0; ahead < AHEAD && ahead < ago; ahead++) {
+        whole += weight * SAMPLES_PER_DECISION;
+        // The block that began when the anchor was taken is the one after it.
+        const oldest = (ago - ahead) * SAMPLES_PER_DECISION - 1;
+        for (let k = 0; k < SAMPLES_PER_DECISION; k++) {
+          const at = below(candidates, this.samples.at(oldest - k) + moved);
+          mass[at] = mass[at]! + weight;
+        }
+        weight *= AHEAD_KEEP;
+        moved *= 0.9;
+      }
+    }
+    const exceeding = new Float64Array(CANDIDATES);
+    let above = 0;
+    for (let c = CANDIDATES - 1; c >= 0; c--) {
+      above += mass[c + 1]!;
+      exceeding[c] = whole > 0 ? above / whole : 1;
+    }
+    return { candidates, exceeding };
+  }
+}
+
+class Keeper {
+  limit = Number.NaN;
+  private readonly price: number;
+  private logFactor = 0;
+  /** Discounted sum of what was covered more or less than asked. */
+  private surplus = 0;
+  private changes = CHANGES_SAVED_MAX;
+  /** Samples since the last change. */
+  private held = 0;
+  private breached = false;
+
+  constructor(readonly safety: number) {
+    this.price = priceOf(safety);
+  }
+
+  take(value: number): void {
+    this.held++;
+    this.breached = value > this.limit;
+  }
+
+  isDue(hourEnds: boolean): boolean {
+    return Number.isNaN(this.limit) ? hourEnds : this.held >= SAMPLES_PER_DECISION && (hourEnds || this.breached);
+  }
+
+  /** Feedback from the hour that ended. */
+  account(block: readonly number[]): void {
+    const known = block.filter((value) => !Number.isNaN(value));
+    this.changes = Math.min(CHANGES_SAVED_MAX, this.changes + CHANGES_PER_DAY / BLOCKS_PER_DAY);
+    if (known.length === 0 || Number.isNaN(this.limit)) return;
+    const covered = known.filter((value) => value <= this.limit).length / known.length;
+    this.surplus += (covered - this.safety - this.surplus) / FEEDBACK_BLOCKS;
+
+    const off = this.surplus > BAND ? this.surplus - BAND : Math.min(0, this.surplus + BAND);
+    this.logFactor -= (FEEDBACK_RATE * off) / (1 - this.safety);
+    this.logFactor = Math.max(-4, Math.min(4, this.logFactor * (off === 0 ? 0.98 : 1)));
+  }
+
+  choose(candidates: Float64Array, exceeding: Float64Array, unit: number, floor: number): void {
+    const price = this.price * Math.exp(this.logFactor);
+    let [best, bestCost] = [floor, Number.POSITIVE_INFINITY];
+    for (let c = 0; c < candidates.length; c++) {
+      const cost = candidates[c]! * unit + price * exceeding[c]!;
+      if (cost < bestCost) [best, bestCost] = [Math.max(floor, candidates[c]!), cost];
+    }
+    if (Number.isNaN(this.limit)) {
+      this.limit = Math.max(best, floor);
+      return;
+    }
+    const kept = this.limit * unit + price * interpolate(this.limit, candidates, exceeding);
+    const worth = CHANGE_WORTH * (1 + Math.max(0, CHANGES_SAVED_MAX / 2 - this.changes));
+    if (
+      this.changes < (this.breached ? -CHANGES_DEBT_MAX : 1) ||
+      best === this.limit ||
+      kept - bestCost <= worth * (best < this.limit ? LOWER_WORTH : 1) * unit * this.limit
+    )
+      return;
+    this.limit = best;
+    this.held = 0;
+    this.changes--;
+  }
+}
+
+function priceOf(safety: number): number {
+  const odds = (share: number) => Math.log(1 / (1 - share));
+  let [lower, upper] = [PRICES[0]!, PRICES[1]!];
+  for (let i = 1; i < PRICES.length && PRICES[i - 1]![0] <= safety; i++) [lower, upper] = [PRICES[i - 1]!, PRICES[i]!];
+  const part = (odds(safety) - odds(lower[0])) / (odds(upper[0]) - odds(lower[0]));
+  return Math.exp(Math.log(lower[1]) + part * (Math.log(upper[1]) - Math.log(lower[1])));
+}
+
+/** How many of the rising values are below. */
+function below(rising: Float64Array, value: number): number {
+  let [low, high] = [0, rising.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (rising[middle]! < value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function interpolate(x: number, xs: Float64Array, ys: Float64Array): number {
+  const at = below(xs, x);
+  if (at === 0) return ys[0]!;
+  if (at === xs.length) return 0;
+  const width = xs[at]! - xs[at - 1]!;
+  return width > 0 ? ys[at - 1]! + ((ys[at]! - ys[at - 1]!) * (x - xs[at - 1]!)) / width : ys[at]!;
+}

@@ -1,0 +1,27 @@
+/**
+ * Where golden snapshots are: in the folder of the image's build, one for each shape of machine that was ever asked for.
+ * A device state fits only a QEMU of the shape that it was saved in.
+ *
+ *     <build>/golden-<shape>.fold       a shadow image in one file: RAM and devices of the freshly booted guest
+ *     <build>/golden-<shape>.fold.hot   page numbers, 32 bits each: what its guests need first when they wake up
+ */
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import type { QemuVersion } from '../qemu/argv.js';
+import type { Image } from './store.js';
+
+export interface GoldenShape {
+  ramBytes: number;
+  vcpus: number;
+  network: 'tap' | 'user' | 'none';
+  accelerator: 'kvm' | 'tcg';
+  qemu: QemuVersion;
+}
+
+/** The file of the golden snapshot; whether it is there is another question. */
+export function goldenPath(image: Image, shape: GoldenShape): string {
+  const { ramBytes, vcpus, network, accelerator, qemu } = shape;
+  // Written out, and not the object as it is: the order of its fields is nobody's promise.
+  const text = [ramBytes, vcpus, network, accelerator, qemu.major, qemu.minor, qemu.micro].join(' ');
+  return join(image.dir, `golden-${createHash('sha256').update(text).digest('hex').slice(0, 16)}.fold`);
+}

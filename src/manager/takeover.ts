@@ -1,0 +1,248 @@
+/**
+ * A VM's promotions: what the effects of the switchover mean for its QEMUs, taps and epochs. The order of the effects is
+ * the machine's (switchover/machine.ts).
+ */
+import { monotonicMs } from '../clock.js';
+import { messageOf } from '../errors.js';
+import type { QemuProcess } from '../qemu/process.js';
+import type { Shadow } from '../shadow/shadow.js';
+import type { EffectName } from '../switchover/machine.js';
+import type { LastPromotion } from '../switchover/rewind.js';
+import { Switchover } from '../switchover/switchover.js';
+import type { Death } from '../switchover/watch.js';
+import type { PromotionView } from '../vm/view.js';
+import { faultPoint } from './fault-point.js';
+import { awakening } from './first-beat.js';
+import { beginPromotion, chooseEpoch, type PromotionRun, promotionView } from './promotion-run.js';
+import { other } from './sides.js';
+import type { VmCore } from './vm-core.js';
+import { DEATH_WORDS, promotionWords } from './vm-words.js';
+import { letRun, loadFromImage, publishPorts } from './wake.js';
+
+/** After its promotion a guest has the host for itself until its first heartbeat, but not longer than this. */
+const AWAKENING_MS = 500;
+
+export interface TakeoverOptions {
+  core: VmCore;
+  shadow: () => Shadow | null;
+  /** A promotion begins: nothing may watch the primary or make shadows from now on. */
+  onFence: () => void;
+  /** The shadow runs in the primary's place. */
+  onDone: (view: PromotionView) => void;
+  /** The VM is dead and nothing could take over. */
+  onLost: (reason: string) => void;
+}
+
+export class Takeover {
+  readonly switchover: Switchover;
+  last: PromotionView | null = null;
+  private run: PromotionRun | null = null;
+  /** The QEMU that is to become the primary. */
+  private next: QemuProcess | null = null;
+  private before: LastPromotion | null = null;
+  private closed = false;
+
+  constructor(private readonly options: TakeoverOptions) {
+    const { core } = options;
+    this.switchover = new Switchover(core.name, core.generation, {
+      'hand-over': () => this.handOver(),
+      fence: () => this.fence(),
+      'raise-limits': () => core.sides.limit(other(core.side), 'primary'),
+      'record-generation': (generation) => this.recordGeneration(generation),
+      'load-state': () => this.loadState(),
+      resume: () => this.resume(),
+      connect: () => this.connect(),
+      'protect-again': () => this.becomePrimary(),
+      'declare-lost': (reason) => options.onLost(reason),
+      'resume-primary': (reason) => this.resumePrimary(reason),
+      onFailure: (effect, error) => this.effectFailed(effect, error),
+    });
+  }
+
+  /** A planned switchover, to the newest epoch or to the one that is wanted. @throws PROMOTION_*, SHADOW_NOT_READY */
+  async request(wanted: number | null): Promise<PromotionView> {
+    this.wish = { wanted, reason: wanted === null ? 'by hand' : `by hand, to epoch ${wanted}` };
+    await this.switchover.request(this.wish.reason);
+    return this.last as PromotionView;
+  }
+  private wish: { wanted: number | null; reason: string } = { wanted: null, reason: 'by hand' };
+
+  primaryDied(death: Death, killedFromOutside: boolean): void {
+    const { core } = this.options;
+    const reason = `${death.cause}: ${death.evidence}`;
+    const wellAtMs = death.wellAtMs == null ? null : Date.now() - (monotonicMs() - death.wellAtMs);
+    const told = `${DEATH_WORDS[death.cause]} (process ${core.primary?.pid}): ${death.evidence}`;
+    core.event(
+      'error',
+      'failure.detected',
+      told,
+      { cause: death.cause, killedFromOutside, ...(wellAtMs === null ? {} : { wellAtMs }) },
+      death.decidedAtNs,
+    );
+    // One that dies while it is handed over is promoted because of that, from the newest epoch that there is.
+    if (this.switchover.phase === 'handing-over') this.run = null;
+    const { cause, decidedAtNs } = death;
+    this.run ??= beginPromotion({
+      reason,
+      planned: false,
+      cause,
+      killedFromOutside,
+      wellAtMs,
+      wanted: null,
+      decidedAtNs,
+    });
+    this.switchover.dispatch({ type: 'primary-died', reason });
+  }
+
+  /** Gives up what is under way. */
+  async close(): Promise<void> {
+    this.closed = true;
+    this.switchover.close();
+    const { next } = this;
+    this.next = null;
+    await next?.dispose();
+  }
+
+  // ---- The effects, in their order ----
+
+  private async handOver(): Promise<void> {
+    const decidedAtNs = process.hrtime.bigint();
+    const noDeath = { cause: null, killedFromOutside: false, wellAtMs: null };
+    this.run ??= beginPromotion({ ...this.wish, ...noDeath, planned: true, decidedAtNs });
+    await this.shadow().handOver();
+  }
+
+  /** After this the old primary never sends another packet: its tap is cut before it is even killed. */
+  private async fence(): Promise<void> {
+    const { core, onFence } = this.options;
+    core.state = 'promoting';
+    onFence();
+    faultPoint('promotion', 1);
+    core.sides.cut(core.side);
+    core.primary?.kill();
+    // Its monitor may be frozen: whoever waits for an answer is told at once.
+    core.primary?.qmp.destroy();
+    const shadow = this.shadow();
+    await shadow.halt();
+    faultPoint('promotion', 2);
+    const run = this.run as PromotionRun;
+    const epochs = { newest: shadow.headEpoch, newestConfirmed: shadow.newestConfirmed(), all: () => shadow.epochs() };
+    const choice = chooseEpoch(run, epochs, this.before);
+    if (choice === null) throw new Error('the guest has died from every epoch that there is, the oldest one included');
+    run.rewinds = choice.rewinds;
+    const newest = shadow.committed;
+    if (newest?.epoch === choice.epoch) {
+      run.from = newest;
+    } else {
+      run.from = await shadow.rewind(choice.epoch);
+      core.event(
+        choice.rewinds > 0 ? 'warn' : 'info',
+        'promotion.rewound',
+        `taken back from epoch ${newest?.epoch} to ${choice.epoch}: ${choice.because}`,
+        { from: newest?.epoch, to: choice.epoch, rewinds: choice.rewinds },
+      );
+    }
+    faultPoint('promotion', 3);
+    run.fencedAtNs = process.hrtime.bigint();
+  }
+
+  private async recordGeneration(generation: number): Promise<void> {
+    await this.options.core.save(generation);
+    faultPoint('promotion', 4);
+  }
+
+  private async loadState(): Promise<void> {
+    const { core } = this.options;
+    const from = this.run?.from;
+    const image = core.shadowImage.opened;
+    if (from == null || image === null) throw new Error('the shadow is gone');
+    const qemu = await this.shadow().takeStandby();
+    if (this.closed) {
+      await qemu.dispose();
+      throw new Error('the VM was ended meanwhile');
+    }
+    this.next = qemu;
+    // Again: one that was just coming up when they were raised has been given those of a standby since.
+    core.sides.limit(other(core.side), 'primary');
+    await loadFromImage(qemu, image, from.deviceState, core.hotPages, (page, why) => core.corruptPage(qemu, page, why));
+    faultPoint('promotion', 5);
+  }
+
+  private async resume(): Promise<void> {
+    await letRun(this.next as QemuProcess);
+    (this.run as PromotionRun).resumedAtNs = process.hrtime.bigint();
+    faultPoint('promotion', 6);
+  }
+
+  private connect(): void {
+    const { core } = this.options;
+    core.sides.connect(other(core.side));
+    if (core.spec.publish.length > 0 && core.sides.network === null) void this.publishPorts();
+    faultPoint('promotion', 7);
+  }
+
+  /** User-mode network: the dead primary's QEMU holds its ports until the kernel is done with it. */
+  private async publishPorts(): Promise<void> {
+    const { core } = this.options;
+    const next = this.next as QemuProcess;
+    await core.primary?.exited;
+    await publishPorts(next, core.spec.publish).catch((error: unknown) => this.effectFailed('connect', error));
+  }
+
+  /** The promotion went well: the shadow is the primary now, and gets a shadow of its own. */
+  private becomePrimary(): void {
+    const { core } = this.options;
+    const run = this.run as PromotionRun;
+    const old = core.primary;
+    const oldSide = core.side;
+    const oldShadow = this.shadow();
+    const primary = this.next as QemuProcess;
+    this.run = null;
+    this.next = null;
+    core.generation = this.switchover.generation;
+    core.primary = primary;
+    core.side = other(oldSide);
+    core.wokeFrom = run.from;
+    core.followed = true;
+    core.state = 'running';
+    primary.agent.setClock(Date.now());
+    // What a promotion leaves to be done costs CPU time, and so does a guest's awakening: the guest goes first.
+    core.otherSideFree = (async () => {
+      await oldShadow.dispose();
+      await awakening(primary, AWAKENING_MS);
+      core.noteAwakening(primary);
+      await old?.dispose();
+      await core.sides.retire(oldSide);
+    })().catch((error: unknown) => core.logError(error, 'after the promotion'));
+    const from = run.from as { epoch: number; cutAtMs: number };
+    this.before = { from: { epoch: from.epoch, cutAtMs: from.cutAtMs }, resumedAtMs: Date.now(), rewinds: run.rewinds };
+    this.last = promotionView(run, core.name, this.switchover.generation);
+    core.event('info', 'promotion.done', promotionWords(this.last), this.last);
+    core.saveSoon();
+    this.options.onDone(this.last);
+  }
+
+  private resumePrimary(reason: string): void {
+    this.run = null;
+    this.options.core.event(
+      'warn',
+      'promotion.cancelled',
+      `the switchover asked for did not come about, the VM goes on as before: ${reason}`,
+      {},
+    );
+    this.options.shadow()?.resumeEpochs();
+  }
+
+  private effectFailed(effect: EffectName, error: unknown): void {
+    const reason = messageOf(error);
+    this.options.core.event('error', 'promotion.step-failed', `the step "${effect}" of taking over failed: ${reason}`, {
+      effect,
+    });
+  }
+
+  private shadow(): Shadow {
+    const shadow = this.options.shadow();
+    if (shadow === null) throw new Error('the shadow is gone');
+    return shadow;
+  }
+}

@@ -1,0 +1,150 @@
+/** What the parts of a VM share: who it is, what it has on the host, which process is its primary. */
+
+import { pinImage } from '../image/store.js';
+import { macAddress } from '../network/address.js';
+import type { CommittedEpoch } from '../protect/protector.js';
+import type { Kernel } from '../qemu/argv.js';
+import type { QemuProcess } from '../qemu/process.js';
+import type { VmSpec } from '../vm/spec.js';
+import type { SnapshotView, VmOrigin, VmState } from '../vm/view.js';
+import type { Host } from './host.js';
+import { mergeHotPages, NO_PAGES } from './hot-pages.js';
+import { type Side, VmSides } from './sides.js';
+import type { VmRecord } from './state-dir.js';
+import { VmImage } from './vm-image.js';
+
+export class VmCore {
+  state: VmState = 'starting';
+  primary: QemuProcess | null = null;
+  /** The side that the primary is on. */
+  side: Side = 'p';
+  accelerator: 'kvm' | 'tcg' | null = null;
+  origin: VmOrigin = 'boot';
+  generation: number;
+  /** The address that it has, or had: a VM that starts again gets it back where it is free. */
+  lastAddress: string | null;
+  failure: string | null = null;
+  /** Of a VM that has ended: what it can be started from. */
+  snapshot: SnapshotView | null = null;
+  /** The epoch of its image that the primary woke up from, until a shadow has gone on from it; null when there is none. */
+  wokeFrom: CommittedEpoch | null = null;
+  /** Every write since the primary was what its image (or its image's base) holds is still to be reported. */
+  followed = false;
+  /** Resolves when the side that is not the primary's is free for a new QEMU. */
+  otherSideFree: Promise<void> = Promise.resolve();
+  /** What the guest needs first when it wakes up. */
+  hotPages: Uint32Array = NO_PAGES;
+  readonly sides: VmSides;
+  readonly shadowImage: VmImage;
+  readonly mac: string;
+  readonly createdAt: string;
+  /** Aborted with the error that a start is to throw. */
+  readonly giveUp = new AbortController();
+  /** The VM's own names of its image's files: a shadow has to be started with what its primary was started with. */
+  private kernel: Kernel | null = null;
+
+  constructor(
+    readonly host: Host,
+    readonly spec: VmSpec,
+    /** On the tap network; null in the other modes. */
+    readonly address: string | null,
+    record: (Pick<VmRecord, 'generation' | 'createdAt'> & Partial<Pick<VmRecord, 'address'>>) | null = null,
+  ) {
+    this.generation = record?.generation ?? 0;
+    this.lastAddress = address ?? record?.address ?? null;
+    this.createdAt = record?.createdAt ?? new Date().toISOString();
+    this.mac = macAddress(`${host.tag} ${spec.name}`);
+    this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec), address, this.mac);
+    this.shadowImage = new VmImage(host, spec);
+  }
+
+  get name(): string {
+    return this.spec.name;
+  }
+
+  get networkMode(): 'tap' | 'user' | 'none' {
+    if (this.sides.network !== null) return 'tap';
+    return this.spec.network === 'none' ? 'none' : 'user';
+  }
+
+  /** Keeps the image's files for as long as the VM is there. @throws IMAGE_NOT_FOUND, NO_SPACE */
+  async pinKernel(image: Kernel): Promise<void> {
+    this.kernel = await pinImage(image, this.host.options.stateDir.vmDir(this.name));
+  }
+
+  /** The files of an earlier start; a VM that was imported may have none, and can go on from its snapshot all the same. */
+  findKernel(): void {
+    this.kernel = this.host.options.stateDir.pinnedKernel(this.name);
+  }
+
+  /** The files of the VM that this one is a clone of. @throws NO_SPACE */
+  async copyKernel(source: VmCore): Promise<void> {
+    const { stateDir } = this.host.options;
+    const kernel = stateDir.pinnedKernel(source.name);
+    this.kernel = kernel === null ? null : await pinImage(kernel, stateDir.vmDir(this.name));
+  }
+
+  launch(side: Side, incoming: boolean): Promise<QemuProcess> {
+    return this.sides.launch(side, {
+      incoming,
+      accelerator: this.accelerator ?? 'tcg',
+      kernel: this.kernel,
+      signal: this.giveUp.signal,
+      // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
+      onSpawn: () => this.saveSoon(),
+    });
+  }
+
+  /** Learns from an awakening that is over what the next one will need. */
+  noteAwakening(qemu: QemuProcess): void {
+    if (qemu.pager !== null && !qemu.hasDied) this.hotPages = mergeHotPages(this.hotPages, qemu.pager.needed());
+  }
+
+  /** A page of the image failed its checksum while a guest runs from it: that guest can not be let go on. */
+  corruptPage(qemu: QemuProcess, page: number, why: string): void {
+    const what = `page ${page} of the shadow image can not be given to the guest, which is ended: ${why}`;
+    this.event('error', 'image.corrupt', what, { page });
+    this.endedForItsImage = qemu;
+    qemu.kill();
+  }
+  /** The QEMU that was killed because its image could not give it a page. */
+  endedForItsImage: QemuProcess | null = null;
+
+  record(generation = this.generation): VmRecord {
+    return {
+      version: 1,
+      spec: this.spec,
+      generation,
+      createdAt: this.createdAt,
+      state: this.state,
+      address: this.lastAddress,
+      accelerator: this.accelerator,
+      origin: this.origin,
+      snapshot: this.snapshot,
+      ...this.sides.facts(this.side),
+    };
+  }
+
+  save(generation = this.generation): Promise<void> {
+    return this.host.options.stateDir.saveVmRecord(this.record(generation));
+  }
+
+  /** Saves it in the background; what keeps it from that is logged, and the next save mends it. */
+  saveSoon(): void {
+    this.save().catch((error: unknown) => this.logError(error, 'saving the record'));
+  }
+
+  event(
+    level: 'info' | 'warn' | 'error',
+    type: string,
+    message: string,
+    data: Record<string, unknown>,
+    atNs?: bigint,
+  ): void {
+    this.host.options.events.append(level, type, this.name, message, data, atNs);
+  }
+
+  logError(error: unknown, doing: string): void {
+    this.host.options.log.error({ err: error, vm: this.name }, doing);
+  }
+}

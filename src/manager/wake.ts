@@ -1,0 +1,36 @@
+/** Letting a guest go on from what an image holds: its RAM is filled while it runs already. */
+import type { ShadowImage } from '../native/image.js';
+import type { QemuProcess } from '../qemu/process.js';
+import type { VmSpec } from '../vm/spec.js';
+
+const LOAD_TIMEOUT_MS = 10_000;
+
+/** Makes a waiting QEMU ready to run from the image's newest epoch. @throws PROMOTION_FAILED, QMP_* */
+export async function loadFromImage(
+  qemu: QemuProcess,
+  image: ShadowImage,
+  deviceState: Buffer,
+  /** What the guest will need first. */
+  hot: Uint32Array,
+  onCorrupt: (page: number, why: string) => void,
+): Promise<void> {
+  // First: loading the devices reads the guest's queues, which are in pages that are not there yet.
+  qemu.fillFrom(image.native, hot, onCorrupt);
+  await qemu.loadDevices(deviceState, LOAD_TIMEOUT_MS);
+}
+
+/** vCPUs run when it resolves. */
+export async function letRun(qemu: QemuProcess): Promise<void> {
+  const running = qemu.qmp.execute('cont');
+  qemu.agent.ping(); // right behind it: the guest's first sign of life is the end of the outage
+  await running;
+}
+
+/** Of a guest in user-mode networking whose QEMU waited: two processes can not listen on one port, so it did not. */
+export async function publishPorts(qemu: QemuProcess, ports: VmSpec['publish']): Promise<void> {
+  for (const { hostPort, guestPort } of ports) {
+    const command = `hostfwd_add net0 tcp:127.0.0.1:${hostPort}-:${guestPort}`;
+    const answer = await qemu.qmp.execute('human-monitor-command', { 'command-line': command });
+    if (answer.trim() !== '') throw new Error(answer.trim());
+  }
+}
