@@ -452,9 +452,9 @@ function vmDetails(vm: VmView): string {
     ['name', vm.name],
     ['state', `${vm.state}, generation ${vm.generation}`],
     ['failure', vm.failure],
+    ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, ${CAME_UP[vm.origin]} in ${show.ms(vm.bootMs)}`],
     ['address', `${[vm.address ?? show.NONE, vm.address6].filter((each) => each !== null).join(', ')} (${network})`],
     ['bandwidth', bandwidth === null ? null : `${formatBitsPerSecond(bandwidth)}bit/s in each direction`],
-    ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, ${CAME_UP[vm.origin]} in ${show.ms(vm.bootMs)}`],
     ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
     ['process', vm.pid === null ? null : `${vm.pid} on ${vm.accelerator}`],
     [
