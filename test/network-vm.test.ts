@@ -1,13 +1,11 @@
 /** Declared networks with real guests on them: who reaches whom, and that nothing of it stays. Needs root. */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { InProcessManager } from '../harness/in-process.js';
 import { leftovers } from '../harness/leftovers.js';
-import { RedisConnection } from '../harness/redis.js';
 import { Networks } from '../src/manager/networks.js';
 import { stateTag } from '../src/network/address.js';
 import { nativeNetwork } from '../src/network/native.js';
@@ -15,6 +13,7 @@ import { sweepNetwork, tapsPermitted } from '../src/network/network.js';
 import { nftSupport } from '../src/network/nft.js';
 import { networkSpecSchema } from '../src/vm/network.js';
 import { MIB } from '../src/vm/spec.js';
+import { freePort, pingRedis as ping } from './redis-port.js';
 
 const RAM_BYTES = 192 * MIB;
 const ID = process.pid.toString(36);
@@ -22,23 +21,6 @@ const ip = (...words: string[]): string => execFileSync('ip', words, { encoding:
 const rules = (): string => execFileSync('nft', ['list', 'ruleset'], { encoding: 'utf8' });
 const forwarding = (name: string): string => readFileSync(`/proc/sys/net/ipv4/conf/${name}/forwarding`, 'utf8').trim();
 const supported = tapsPermitted().ok && (await nftSupport()).guard === null && (await nftSupport()).translate === null;
-
-async function freePort(): Promise<number> {
-  const server = net.createServer();
-  await new Promise<void>((resolve) => server.listen(0, resolve));
-  const { port } = server.address() as net.AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-async function ping(host: string, port: number): Promise<unknown> {
-  const redis = await RedisConnection.connect(host, port, 5000);
-  try {
-    return await redis.send('PING');
-  } finally {
-    redis.close();
-  }
-}
 
 describe.skipIf(!supported)('what is declared', () => {
   let dir: string;
