@@ -97,12 +97,15 @@ export class Origins {
   }
 
   private identity(core: VmCore): GuestIdentity {
-    const network = core.sides.network;
+    const { network, guest } = core.sides;
+    const address6 = guest?.address6 ?? null;
     return {
       hostname: core.name,
       mac: core.networkMode === 'none' ? null : core.mac,
       address: network === null || core.address === null ? null : `${core.address}/${network.subnet.prefixLength}`,
       gateway: network === null ? null : network.hostAddress,
+      address6: address6 === null ? null : `${address6}/${network?.subnet6?.prefixLength}`,
+      gateway6: network?.hostAddress6 ?? null,
       seed: randomBytes(SEED_BYTES),
       wallClockMs: Date.now(),
     };

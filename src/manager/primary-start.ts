@@ -60,7 +60,7 @@ export async function startPrimary(from: StartFrom, context: StartContext): Prom
     if (from.identity === null) qemu.agent.setClock(Date.now());
     else await qemu.agent.identify(from.identity);
     connect();
-    await publishPorts(qemu, publish);
+    if (publish.length > 0) await publishPorts(qemu, publish);
     await awakening(qemu, AWAKENING_TIMEOUT_MS);
   }
   signal.throwIfAborted();

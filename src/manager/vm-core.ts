@@ -53,7 +53,7 @@ export class VmCore {
     this.lastAddress = address ?? record?.address ?? null;
     this.createdAt = record?.createdAt ?? new Date().toISOString();
     this.mac = macAddress(`${host.tag} ${spec.name}`);
-    this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec.network), address, this.mac);
+    this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec), address, this.mac);
     this.shadowImage = new VmImage(host, spec);
   }
 

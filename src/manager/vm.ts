@@ -8,8 +8,10 @@ import type { Beat } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
 import { epochTimes, findEpoch, readEpoch } from '../shadow/epochs.js';
 import { Shadow } from '../shadow/shadow.js';
+import { ProbeCaller } from '../switchover/probe-call.js';
+import { probeTarget } from '../switchover/probe-target.js';
 import { epochBefore } from '../switchover/rewind.js';
-import { type Death, FailureWatch } from '../switchover/watch.js';
+import { type Death, FailureWatch, type FailureWatchOptions } from '../switchover/watch.js';
 import type { StandbyLevel, VmSpec } from '../vm/spec.js';
 import { formatStandby } from '../vm/standby-text.js';
 import type { EpochView, OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
@@ -23,7 +25,7 @@ import { snapshotOf } from './snapshots.js';
 import type { VmRecord } from './state-dir.js';
 import { Takeover } from './takeover.js';
 import { VmCore } from './vm-core.js';
-import { FAULT_WORDS, SHADOW_WORDS } from './vm-words.js';
+import { FAULT_WORDS, PROBE_WORDS, SHADOW_WORDS } from './vm-words.js';
 
 const USAGE_INTERVAL_MS = 500;
 /** Longer than a guest takes from the order to panic to its reset. */
@@ -191,7 +193,8 @@ export class ManagedVm {
           core.state = 'booting';
         },
         connect: () => core.sides.connect('p'),
-        publish: spec.publish,
+        // On a tap the rules do that.
+        publish: core.sides.network === null ? spec.publish : [],
         onCorrupt: (page, why) => core.corruptPage(core.primary as QemuProcess, page, why),
         consoleLogPath: host.options.stateDir.consoleLogPath(spec.name),
         accelerator: core.accelerator,
@@ -415,6 +418,7 @@ export class ManagedVm {
       accelerator: core.accelerator,
       pid: core.primary?.pid ?? null,
       address: core.address,
+      address6: core.sides.guest?.address6 ?? null,
       mac: this.spec.network === 'none' ? null : core.mac,
       tap: core.networkMode === 'tap' && core.primary !== null ? core.sides.tap(core.side) : null,
       networkMode: core.networkMode,
@@ -423,6 +427,7 @@ export class ManagedVm {
       bootMs: this.startMs,
       guest: beat === null ? null : guestFigures(beat, core.primary?.agent.beats ?? 0),
       usage: this.usage,
+      probes: this.watch?.probes() ?? [],
       shadow: this.keeper.shadow?.view() ?? null,
       snapshot: core.snapshot,
       failure: core.failure,
@@ -443,7 +448,8 @@ export class ManagedVm {
       promoted,
       // Epochs of a guest that hangs show it hanging: one from before is needed. QEMU's own hang is in no epoch.
       canTakeOver: (cause) =>
-        takeover.switchover.canTakeOver && (cause !== 'guest-hung' || keeper.shadow?.newestConfirmed() !== null),
+        takeover.switchover.canTakeOver &&
+        (!['guest-hung', 'probe-failed'].includes(cause) || keeper.shadow?.newestConfirmed() !== null),
       onHang: (evidence) =>
         core.event('error', 'failure.no-shadow', `it hangs, and no shadow could take over: ${evidence}`, {}),
       pausedTotalMs: () => keeper.shadow?.pausedTotalMs() ?? 0,
@@ -455,7 +461,24 @@ export class ManagedVm {
               silentMs,
             })
           : core.event('info', 'failure.cleared', 'heartbeats are back, it was no failure', {}),
+      probes: this.probesOf(core.primary as QemuProcess),
     });
+  }
+
+  private probesOf(primary: QemuProcess): FailureWatchOptions['probes'] {
+    const { core } = this;
+    const caller = new ProbeCaller(probeTarget(this.spec, core.address), primary.agent);
+    return {
+      declared: this.spec.probes,
+      call: (check, signal) => caller.call(check, signal),
+      onHealth: (probe, health, reason) =>
+        core.event(
+          health === 'well' ? 'info' : 'warn',
+          `probe.${health}`,
+          `the probe ${probe} ${PROBE_WORDS[health]}${reason === null ? '' : `: ${reason}`}`,
+          { probe, reason },
+        ),
+    };
   }
 
   private primaryDied(death: Death): void {

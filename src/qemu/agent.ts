@@ -45,6 +45,8 @@ export interface GuestIdentity {
   /** "10.213.0.2/24" */
   address: string | null;
   gateway: string | null;
+  address6: string | null;
+  gateway6: string | null;
   /** Random bytes, at most 64: two guests from one snapshot must not draw the same numbers. */
   seed: Buffer;
   wallClockMs: number;
@@ -104,8 +106,9 @@ export class GuestAgent {
 
   /** Makes somebody else of a guest that woke up from another one's memory. @throws GUEST_REFUSED, VM_NOT_RUNNING */
   async identify(identity: GuestIdentity): Promise<void> {
-    const { hostname, mac, address, gateway, seed, wallClockMs } = identity;
+    const { hostname, mac, address, gateway, address6, gateway6, seed, wallClockMs } = identity;
     const words = [hostname, mac ?? '-', address ?? '-', gateway ?? '-', seed.toString('hex'), Math.round(wallClockMs)];
+    words.push(address6 ?? '-', gateway6 ?? '-');
     const code = await Promise.race([this.ask('identity', words.join(' ')), timeOut(IDENTITY_TIMEOUT_MS)]);
     if (code === 0) return;
     throw new ShadowVmError('GUEST_REFUSED', {
