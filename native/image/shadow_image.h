@@ -149,6 +149,8 @@ class ShadowImage : public PageSource {
   size_t pages() const override;
   // Also of a page of a disk, with which only other pages of disks are visited.
   void ReadAround(size_t page, PageScratch& scratch, const Visit& visit) const override;
+  void Expect(const std::vector<uint32_t>& pages) const override;
+  bool Holds(size_t page, const uint8_t* content) const override;
   std::vector<uint32_t> FillOrder() const override;
   // The same order, of the stored pages from `first` to before `end`.
   std::vector<uint32_t> StoredOrder(size_t first, size_t end) const;

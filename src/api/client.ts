@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
+import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
 import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
 import {
   type EpochView,
@@ -157,6 +158,19 @@ export class Client {
   }
   async removeShadow(name: string): Promise<void> {
     await this.#call(routes.removeShadow, { name });
+  }
+
+  async listNetworks(): Promise<NetworkView[]> {
+    return (await this.#call(routes.listNetworks, {})).networks;
+  }
+  showNetwork(name: string): Promise<NetworkView> {
+    return this.#call(routes.showNetwork, { name });
+  }
+  createNetwork(spec: NetworkSpecInput): Promise<NetworkView> {
+    return this.#call(routes.createNetwork, { body: spec });
+  }
+  async removeNetwork(name: string): Promise<void> {
+    await this.#call(routes.removeNetwork, { name });
   }
 
   async listEvents(filter: { since?: number; limit?: number; vm?: string } = {}): Promise<Event[]> {

@@ -5,6 +5,7 @@ import { addDoctorVerb } from './doctor.js';
 import { addEventsVerb } from './events.js';
 import { addForecastVerbs } from './forecast.js';
 import { addImageVerbs } from './image.js';
+import { addNetworkVerbs } from './network.js';
 import { VERSION } from './package.js';
 import { usageError } from './parse.js';
 import { addGlobalOptions, exitWhenReaderLeaves, printError } from './session.js';
@@ -38,6 +39,7 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addDaemonVerb(program);
   addVmVerbs(program);
   addShadowVerbs(program);
+  addNetworkVerbs(program);
   addSnapshotVerbs(program);
   addEventsVerb(program);
   addImageVerbs(program);

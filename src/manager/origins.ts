@@ -1,6 +1,7 @@
 /** What a VM starts from: its image's golden snapshot, power-on, a snapshot of its own, an epoch of another VM. */
 import { randomBytes } from 'node:crypto';
 import { messageOf, ShadowVmError } from '../errors.js';
+import { goldenHotPath } from '../image/golden.js';
 import { findImage, type Image } from '../image/store.js';
 import type { ShadowImage } from '../native/image.js';
 import type { GuestIdentity } from '../qemu/agent.js';
@@ -9,7 +10,6 @@ import type { OnProgress, VmOrigin } from '../vm/view.js';
 import { areBlank } from './disks.js';
 import { GoldenMaker } from './golden-maker.js';
 import type { Host } from './host.js';
-import { readHotPages } from './hot-pages.js';
 import type { WantedEpoch } from './port.js';
 import type { StartFrom } from './primary-start.js';
 import { labelOf } from './snapshots.js';
@@ -45,10 +45,7 @@ export class Origins {
         disks,
       };
       const path = await this.goldens.find(image, core.spec, shape, progress, giveUp);
-      const hotPath = `${path}.hot`;
-      core.hotPages = await readHotPages(hotPath);
-      const golden = await core.shadowImage.setBase(path);
-      return await this.fromBase(core, golden, 'golden', hotPath);
+      return await this.fromBase(core, await core.shadowImage.setBase(path), 'golden', goldenHotPath(path));
     } catch (error) {
       giveUp.throwIfAborted();
       const why = error instanceof ShadowVmError ? error.reason : messageOf(error);
@@ -76,7 +73,7 @@ export class Origins {
     await core.disks.fill(image);
     const epoch = await readEpoch(image, headEpoch, core.name);
     const { deviceState } = epoch;
-    return { origin: 'snapshot', image, epoch, deviceState, hotPath: '', identity: this.identity(core) };
+    return { origin: 'snapshot', image, epoch, deviceState, hotPath: core.hotPath, identity: this.identity(core) };
   }
 
   /** A new VM from an epoch of another one. @throws SNAPSHOT_NOT_FOUND, EPOCH_NOT_FOUND, NO_SPACE */
@@ -104,7 +101,7 @@ export class Origins {
     core: VmCore,
     base: ShadowImage,
     origin: Exclude<VmOrigin, 'boot'>,
-    hotPath = '',
+    hotPath = core.hotPath,
   ): Promise<StartFrom> {
     const deviceState = await base.deviceState(base.describe().headEpoch);
     await core.disks.fill(base);
@@ -112,12 +109,15 @@ export class Origins {
   }
 
   private identity(core: VmCore): GuestIdentity {
-    const network = core.sides.network;
+    const { network, guest } = core.sides;
+    const address6 = guest?.address6 ?? null;
     return {
       hostname: core.name,
       mac: core.networkMode === 'none' ? null : core.mac,
       address: network === null || core.address === null ? null : `${core.address}/${network.subnet.prefixLength}`,
       gateway: network === null ? null : network.hostAddress,
+      address6: address6 === null ? null : `${address6}/${network?.subnet6?.prefixLength}`,
+      gateway6: network?.hostAddress6 ?? null,
       seed: randomBytes(SEED_BYTES),
       wallClockMs: Date.now(),
     };

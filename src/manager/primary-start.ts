@@ -18,7 +18,7 @@ export type StartFrom =
       deviceState: Buffer;
       /** The VM's own epoch that it wakes up from; null when it is one of a golden snapshot's. */
       epoch: CommittedEpoch | null;
-      /** Where the hot pages of a golden snapshot are kept; '' for other origins. */
+      /** The file of its hot pages, which may be missing. */
       hotPath: string;
       /** Who the guest is from now on; null when it is who it was. */
       identity: GuestIdentity | null;
@@ -31,7 +31,6 @@ export interface StartContext {
   connect: () => void;
   publish: VmSpec['publish'];
   onCorrupt: (page: number, why: string) => void;
-  hotPages: Uint32Array;
   /** Marks what is written to the disks from an image's newest epoch on. */
   marks: (image: ShadowImage) => BlockAction[];
   consoleLogPath: string;
@@ -45,7 +44,7 @@ const AWAKENING_TIMEOUT_MS = 10_000;
 
 /** Resolves with the time it took, ms, when the guest answers. @throws what keeps it from that, CANCELLED */
 export async function startPrimary(from: StartFrom, context: StartContext): Promise<number> {
-  const { launch, onLaunched, connect, publish, onCorrupt, hotPages, marks } = context;
+  const { launch, onLaunched, connect, publish, onCorrupt, marks } = context;
   const { consoleLogPath, accelerator, progress, signal } = context;
   signal.throwIfAborted();
   progress({ message: `starting QEMU (${accelerator})` });
@@ -59,13 +58,13 @@ export async function startPrimary(from: StartFrom, context: StartContext): Prom
     await bootBeat(qemu, consoleLogPath, signal);
   } else {
     progress({ message: 'the guest wakes up' });
-    await loadFromImage(qemu, from.image, from.deviceState, hotPages, onCorrupt);
+    await loadFromImage(qemu, from.image, from.deviceState, from.hotPath, onCorrupt);
     await letRun(qemu, marks(from.image));
     // Before it is on the network: until then it has another guest's addresses.
     if (from.identity === null) qemu.agent.setClock(Date.now());
     else await qemu.agent.identify(from.identity);
     connect();
-    await publishPorts(qemu, publish);
+    if (publish.length > 0) await publishPorts(qemu, publish);
     await awakening(qemu, AWAKENING_TIMEOUT_MS);
   }
   signal.throwIfAborted();

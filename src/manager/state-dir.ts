@@ -5,6 +5,7 @@
  *     shadowvm.sock             the API
  *     log/manager.log  (.1)     what the manager did, as JSON lines
  *     events.jsonl     (.1)     what happened to VMs and shadows, as JSON lines
+ *     networks.json             the networks that users declared, see networks.ts
  *     vms/<name>/vm.json        what was declared about a VM and what it left on the host, see `vmRecordSchema`
  *     vms/<name>/console.log    the guest's serial console
  *     vms/<name>/qemu.log       what QEMU said
@@ -44,7 +45,17 @@ const SOCKET_PATH_BYTES_MAX = 107;
 const RUN_NAME_BYTES_MAX = 48;
 export const STATE_PATH_BYTES_MAX = SOCKET_PATH_BYTES_MAX - '/run/'.length - RUN_NAME_BYTES_MAX;
 
-const ENTRIES = ['daemon.lock', 'shadowvm.sock', 'log', 'events.jsonl', 'events.jsonl.1', 'vms', 'run', 'images'];
+const ENTRIES = [
+  'daemon.lock',
+  'shadowvm.sock',
+  'log',
+  'events.jsonl',
+  'events.jsonl.1',
+  'networks.json',
+  'vms',
+  'run',
+  'images',
+];
 
 /** Where the state is when nobody says: root serves the whole host, everybody else has a manager of their own. */
 export function defaultStatePath(env: NodeJS.ProcessEnv = process.env, uid = process.getuid?.()): string {
@@ -60,6 +71,7 @@ export interface StateLayout {
   socketPath: string;
   logPath: string;
   eventsPath: string;
+  networksPath: string;
   vmsDir: string;
   runDir: string;
   imagesDir: string;
@@ -73,6 +85,7 @@ export function stateLayout(path: string): StateLayout {
     socketPath: join(root, 'shadowvm.sock'),
     logPath: join(root, 'log', 'manager.log'),
     eventsPath: join(root, 'events.jsonl'),
+    networksPath: join(root, 'networks.json'),
     vmsDir: join(root, 'vms'),
     runDir: join(root, 'run'),
     imagesDir: join(root, 'images'),
@@ -120,6 +133,7 @@ export class StateDir implements StateLayout {
   readonly socketPath: string;
   readonly logPath: string;
   readonly eventsPath: string;
+  readonly networksPath: string;
   readonly vmsDir: string;
   readonly runDir: string;
   readonly imagesDir: string;
@@ -133,6 +147,7 @@ export class StateDir implements StateLayout {
     this.socketPath = layout.socketPath;
     this.logPath = layout.logPath;
     this.eventsPath = layout.eventsPath;
+    this.networksPath = layout.networksPath;
     this.vmsDir = layout.vmsDir;
     this.runDir = layout.runDir;
     this.imagesDir = layout.imagesDir;
