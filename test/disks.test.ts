@@ -32,6 +32,9 @@ async function run(vm: string, command: string): Promise<void> {
   expect({ command, ...(await manager.port.guestExec(vm, command)) }).toEqual({ command, exitCode: 0 });
 }
 
+/** A guest that boots beats before it has found its disks. */
+const hasDisk = (vm: string, disk: string) => run(vm, `until [ -b /dev/disk/${disk} ]; do sleep 0.1; done`);
+
 const small = (name: string, more: Partial<VmSpecInput> = {}): VmSpecInput => ({
   name,
   ramBytes: 128 * MIB,
@@ -108,7 +111,7 @@ test('a disk goes where its guest goes: back in time, into a snapshot, a clone, 
   await run('c', mark('fourth'));
   await manager.port.killVm('c');
   await manager.port.startVm('c', { boot: true }, () => {});
-  await run('c', 'until [ -e /dev/disk/data ]; do sleep 0.1; done'); // its first beat comes earlier
+  await hasDisk('c', 'data');
   await run('c', isMarked('fourth'));
   // Removed, its disks are gone.
   await manager.port.removeVm('c', { force: true });
@@ -124,6 +127,7 @@ test('disks are copied from files, and read-only ones are used in place by sever
   ];
   await manager.runVm(small('a', { disks, shadow: { kind: 'always' } }));
   await manager.runVm(small('b', { disks }));
+  for (const vm of ['a', 'b']) for (const disk of ['copy', 'base']) await hasDisk(vm, disk);
   await run('a', 'echo mine | dd of=/dev/disk/copy conv=notrunc,fsync 2>/dev/null');
   await run('a', '! dd if=/dev/zero of=/dev/disk/base bs=512 count=1 conv=fsync 2>/dev/null');
   await manager.shadowReady('a');
