@@ -25,6 +25,13 @@ import type { DiskPlace } from './place.js';
 const fdatasync = promisify(fdatasyncCallback);
 /** A backup job copies no less at once; finer marks would only cost more. */
 const GRANULARITY_BYTES = 65536;
+/** QEMU's own 64 would all want a CPU at the moment at which the guest is to run again. */
+const JOB_WORKERS = 4;
+/**
+ * Until the guest runs again; then there is no limit. Not less: a job whose manager dies in between has to find out soon
+ * that nobody takes its blocks.
+ */
+const FIRST_BYTES_PER_SECOND = 1024 * 1024;
 const JOB_END_TIMEOUT_MS = 5000;
 const FLUSHES_MAX = 3;
 const QUICK_FLUSH_MS = 4;
@@ -158,6 +165,11 @@ export class DiskEpochs {
       for (const { forget } of ended) forget();
       throw error;
     }
+    // `cont` was sent meanwhile.
+    for (const [i, { disk, job }] of sending.entries())
+      this.primary.qmp.execute('block-job-set-speed', { device: job, speed: 0 }).catch((error: unknown) => {
+        if (!ended[i]?.isOver()) disk.receiver.fail(messageOf(error));
+      });
     return {
       receivers: sending.map(({ disk }) => disk.receiver),
       settle: async () => {
@@ -190,7 +202,8 @@ export class DiskEpochs {
   }
 
   /** Tells a disk's receiver of its job's end. */
-  private watch(disk: Disk, job: string): { end: Promise<void>; forget: () => void } {
+  private watch(disk: Disk, job: string): { end: Promise<void>; isOver: () => boolean; forget: () => void } {
+    let over = false;
     let ended!: () => void;
     const end = new Promise<void>((resolve) => {
       ended = resolve;
@@ -202,11 +215,12 @@ export class DiskEpochs {
       forget();
     });
     const forget = () => {
+      over = true;
       off();
       ended();
     };
     void this.primary.qmp.closed.then(forget);
-    return { end, forget };
+    return { end, isOver: () => over, forget };
   }
 
   /** No write of the guest depends on us any more: see cutEpoch(). */
@@ -277,7 +291,13 @@ async function takeMarks(
 
 function backup(disk: Disk, job: string, next: string): BlockAction[] {
   const { node, target, mark } = disk;
-  const common = { 'job-id': job, device: node, target };
+  const common = {
+    'job-id': job,
+    device: node,
+    target,
+    speed: FIRST_BYTES_PER_SECOND,
+    'x-perf': { 'max-workers': JOB_WORKERS },
+  };
   if (mark === null) return [add(node, next), { type: 'blockdev-backup', data: { ...common, sync: 'full' } }];
   return [
     add(node, next),

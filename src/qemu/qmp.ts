@@ -43,6 +43,7 @@ export interface QmpCommands {
   };
   'blockdev-del': { args: { 'node-name': string }; result: object };
   'query-block-jobs': { args: undefined; result: { device: string }[] };
+  'block-job-set-speed': { args: { device: string; speed: number }; result: object };
   'block-job-cancel': { args: { device: string; force: boolean }; result: object };
   'announce-self': {
     args: { initial: number; max: number; rounds: number; step: number };
@@ -58,7 +59,7 @@ export type BlockAction =
   | { type: 'block-dirty-bitmap-merge'; data: { node: string; target: string; bitmaps: string[] } }
   | {
       type: 'blockdev-backup';
-      data: { 'job-id': string; device: string; target: string } & (
+      data: { 'job-id': string; device: string; target: string; speed: number; 'x-perf': { 'max-workers': number } } & (
         | { sync: 'full' }
         | { sync: 'bitmap'; bitmap: string; 'bitmap-mode': 'never' }
       );
