@@ -120,6 +120,7 @@ export class Takeover {
     faultPoint('promotion', 1);
     core.sides.cut(core.side);
     core.primary?.kill();
+    const wasStrict = core.strict.mode === 'strict';
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     core.primary?.qmp.destroy();
     const shadow = this.shadow();
@@ -135,11 +136,13 @@ export class Takeover {
       run.from = newest;
     } else {
       run.from = await shadow.rewind(choice.epoch);
+      // What left the guest is of epochs that a heartbeat came after.
+      const breaksStrict = wasStrict && choice.epoch < (epochs.newestConfirmed ?? epochs.newest);
       core.event(
-        choice.rewinds > 0 ? 'warn' : 'info',
+        choice.rewinds > 0 || breaksStrict ? 'warn' : 'info',
         'promotion.rewound',
-        `taken back from epoch ${newest?.epoch} to ${choice.epoch}: ${choice.because}`,
-        { from: newest?.epoch, to: choice.epoch, rewinds: choice.rewinds },
+        `taken back from epoch ${newest?.epoch} to ${choice.epoch}: ${choice.because}${breaksStrict ? '; what the outside has seen since then is rolled back, which strict mode had promised not to do' : ''}`,
+        { from: newest?.epoch, to: choice.epoch, rewinds: choice.rewinds, breaksStrict },
       );
     }
     faultPoint('promotion', 3);
@@ -169,6 +172,7 @@ export class Takeover {
   }
 
   private async resume(): Promise<void> {
+    this.options.core.strict.attach(this.next as QemuProcess, true);
     await letRun(this.next as QemuProcess);
     (this.run as PromotionRun).resumedAtNs = process.hrtime.bigint();
     faultPoint('promotion', 6);
@@ -207,9 +211,9 @@ export class Takeover {
     core.state = 'running';
     primary.agent.setClock(Date.now());
     // What a promotion leaves to be done costs CPU time, and so does a guest's awakening: the guest goes first.
+    core.awake = oldShadow.dispose().then(() => awakening(primary, AWAKENING_MS));
     core.otherSideFree = (async () => {
-      await oldShadow.dispose();
-      await awakening(primary, AWAKENING_MS);
+      await core.awake;
       core.noteAwakening(primary);
       await old?.dispose();
       await core.sides.retire(oldSide);

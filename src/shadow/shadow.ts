@@ -10,6 +10,7 @@
 import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import type { EpochInfo, ImageStats, ShadowImage } from '../native/image.js';
+import type { OutputHold } from '../protect/output-hold.js';
 import { type CommittedEpoch, Protector } from '../protect/protector.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { StandbyLevel, VmSpec } from '../vm/spec.js';
@@ -34,6 +35,8 @@ export interface ShadowOptions {
   followed: boolean;
   /** Nothing that costs CPU time is begun before this: a guest that just woke up needs it. */
   after: Promise<void>;
+  /** See ProtectorOptions. */
+  output: () => OutputHold | null;
   /** Starts a waiting QEMU. */
   launch: () => Promise<QemuProcess>;
   tracking: 'write' | 'checksum';
@@ -241,6 +244,7 @@ export class Shadow {
       pacing: spec.pacing,
       durability: spec.durability,
       resident: () => this.standby.resident(),
+      output: this.options.output,
       events: {
         ready: () =>
           this.becomeReady(`first epoch committed ${Math.round(monotonicMs() - this.createdAtMs)} ms after its start`),
