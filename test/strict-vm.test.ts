@@ -74,7 +74,7 @@ class Account {
   }
 }
 
-test.each(['kill', 'hang', 'kill', 'panic', 'kill'] as const)(
+test.each(['panic', 'kill', 'hang', 'kill', 'kill'] as const)(
   'a %s costs no acknowledged write and no connection',
   async (fault) => {
     await manager.shadowReady('a');
@@ -85,12 +85,12 @@ test.each(['kill', 'hang', 'kill', 'panic', 'kill'] as const)(
     account.silenceMs = 0;
     const promoted = manager.nextPromotion('a');
     await manager.port.injectFault('a', fault);
-    const { reason, resumeMs, lagMs, generation } = await promoted;
+    const { generation } = await promoted;
     expect(strict()).toBe('active');
     await sleep(1000);
     await account.stop();
-    console.log(fault, reason, 'resume', resumeMs, 'lag', lagMs, 'silence', account.silenceMs, account.acknowledged);
-    expect(await redis.send('GET', 'count')).toBe(`${account.acknowledged}`);
+    console.log(fault, account.silenceMs);
+  expect(await redis.send('GET', 'count')).toBe(`${account.acknowledged}`);
     expect(manager.events.list({ vm: 'a' }).at(-1)?.data).not.toMatchObject({ breaksStrict: true });
     expect(manager.port.showVm('a').generation).toBe(generation);
     redis.close();

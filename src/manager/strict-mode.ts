@@ -7,12 +7,14 @@ import { ShadowVmError } from '../errors.js';
 import { OutputHold } from '../protect/output-hold.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Mode } from '../vm/spec.js';
+import type { Side } from './sides.js';
 import type { VmCore } from './vm-core.js';
 
 export class StrictMode {
   /** Of the primary, in strict mode. */
   private output: OutputHold | null = null;
   private primary: QemuProcess | null = null;
+  private side: Side = 'p';
 
   constructor(
     private readonly core: VmCore,
@@ -35,10 +37,11 @@ export class StrictMode {
   }
 
   /** A guest runs in this QEMU from now on. `promoted`: it is about to, and goes on where its last primary stood. */
-  attach(primary: QemuProcess, promoted: boolean): void {
+  attach(primary: QemuProcess, side: Side, promoted: boolean): void {
     const before = this.output;
     this.detach();
     this.primary = primary;
+    this.side = side;
     if (this.wanted === 'strict') this.output = this.holdOf(primary, before);
     if (promoted) this.output?.holdFromStart();
   }
@@ -48,7 +51,7 @@ export class StrictMode {
     const objects = await primary.qmp.execute('qom-list', { path: '/objects' });
     const held = objects.filter(({ name }) => /^hold\d$/.test(name));
     for (const { name } of held) await primary.qmp.execute('object-del', { id: name });
-    this.attach(primary, false);
+    this.attach(primary, this.core.side, false);
     if (this.wanted === 'strict') this.suspended('its manager was killed, and this one took it over');
   }
 
@@ -83,7 +86,7 @@ export class StrictMode {
       suspended: (why: string) => this.suspended(why),
       active: () => this.core.event('info', 'strict.active', 'from now on only what is committed leaves the guest', {}),
     };
-    return new OutputHold(primary, events, before);
+    return new OutputHold(primary, this.core.sides.trail(this.side), events, before);
   }
 
   private suspended(why: string): void {

@@ -172,7 +172,8 @@ export class Takeover {
   }
 
   private async resume(): Promise<void> {
-    this.options.core.strict.attach(this.next as QemuProcess, true);
+    const { strict, side } = this.options.core;
+    strict.attach(this.next as QemuProcess, other(side), true);
     await letRun(this.next as QemuProcess);
     (this.run as PromotionRun).resumedAtNs = process.hrtime.bigint();
     faultPoint('promotion', 6);
@@ -181,6 +182,7 @@ export class Takeover {
   private connect(): void {
     const { core } = this.options;
     core.sides.connect(other(core.side));
+    if (core.strict.mode === 'strict') core.sides.replayTo(other(core.side));
     if (core.spec.publish.length > 0 && core.sides.network === null) void this.publishPorts();
     faultPoint('promotion', 7);
   }
@@ -211,9 +213,13 @@ export class Takeover {
     core.state = 'running';
     primary.agent.setClock(Date.now());
     // What a promotion leaves to be done costs CPU time, and so does a guest's awakening: the guest goes first.
-    core.awake = oldShadow.dispose().then(() => awakening(primary, AWAKENING_MS));
+    const awake = awakening(primary, AWAKENING_MS);
+    const imageFree = oldShadow.dispose();
+    // In strict mode somebody waits for the first epoch.
+    core.awake = core.strict.mode === 'strict' ? imageFree : Promise.all([imageFree, awake]).then(() => {});
     core.otherSideFree = (async () => {
-      await core.awake;
+      await imageFree;
+      await awake;
       core.noteAwakening(primary);
       await old?.dispose();
       await core.sides.retire(oldSide);

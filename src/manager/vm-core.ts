@@ -95,6 +95,7 @@ export class VmCore {
       accelerator: this.accelerator ?? 'tcg',
       kernel: this.kernel,
       signal: this.giveUp.signal,
+      trailed: this.strict.mode === 'strict',
       // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
       onSpawn: () => this.saveSoon(),
     });

@@ -246,7 +246,7 @@ export class ManagedVm {
     const { core } = this;
     core.snapshot = null; // from here on it is only where it came from
     core.state = 'running';
-    core.strict.attach(core.primary as QemuProcess, false);
+    core.strict.attach(core.primary as QemuProcess, core.side, false);
     core.saveSoon();
     core.event('info', 'vm.running', `${how} in ${Math.round(this.startMs ?? 0)} ms`, {
       bootMs: this.startMs,

@@ -13,6 +13,7 @@
  */
 import { monotonicMs } from '../clock.js';
 import { messageOf } from '../errors.js';
+import type { PacketTrail } from '../network/native.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Waiting } from './pacing.js';
 import { findSentCounter, type SentCounter } from './sent-counter.js';
@@ -35,6 +36,8 @@ export interface OutputHoldEvents {
 interface Hold {
   id: string;
   madeAtMs: number;
+  /** Of the trail of what the guest is sent, when the hold was made. */
+  mark: number;
 }
 
 export class OutputHold {
@@ -52,9 +55,13 @@ export class OutputHold {
   private firstSentMs: number | null = null;
   private lastSentMs: number;
 
-  /** @param sent where the primary before this one counted what it sent, as its guest is the same */
+  /**
+   * @param trail what the guest is sent; null where that can not be seen
+   * @param before that of the primary before this one: its guest is the same, and counts at the same place
+   */
   constructor(
     private readonly qemu: QemuProcess,
+    private readonly trail: PacketTrail | null,
     private readonly events: OutputHoldEvents,
     before: OutputHold | null = null,
   ) {
@@ -70,6 +77,8 @@ export class OutputHold {
 
   /** Before the first instruction of a promoted guest: all that it sends belongs to an epoch that is not cut yet. */
   holdFromStart(): void {
+    this.noteCut();
+
     this.worthATry = true;
     this.begin();
     this.active = true;
@@ -86,7 +95,7 @@ export class OutputHold {
     if (newest !== undefined && this.holds.length >= HOLDS_MAX) return newest.id;
     const id = `hold${this.next++ % HOLDS_MAX}`;
     const behind = newest === undefined ? {} : { position: `id=${newest.id}`, insert: 'behind' as const };
-    this.holds.push({ id, madeAtMs: monotonicMs() });
+    this.holds.push({ id, madeAtMs: monotonicMs(), mark: this.trail?.mark() ?? 0 });
     this.qemu.qmp
       .execute('object-add', {
         ...{ 'qom-type': 'filter-buffer', id, netdev: 'net0', queue: 'rx', interval: DEAD_MAN_US },
@@ -110,7 +119,12 @@ export class OutputHold {
   commit(hold: string | null): void {
     this.worthATry = true;
     if (hold === null || !this.holds.some(({ id }) => id === hold)) return;
-    while (this.holds[0]?.id !== hold) this.delete(this.holds.shift() as Hold);
+    while (this.holds[0]?.id !== hold) {
+      const old = this.holds.shift() as Hold;
+      this.delete(old);
+      // One epoch more than must be: what lay at the tap when the guest stood still was seen by none of the two.
+      this.trail?.forget(old.mark);
+    }
     if (this.active || this.closed) return;
     this.active = true;
     this.events.active();

@@ -53,6 +53,10 @@ const STRICT_INTERVAL_MS_MAX = 500;
 const SETTLED_MS = 0.8;
 /** One that goes on sending is cut all the same: so long an epoch of a busy guest gathers answers. */
 const GATHER_MS_MAX = 4;
+/** A guest that woke up and has sent nothing is protected all the same. */
+const FIRST_MS_MAX = 80;
+/** It is slow at first, and its first word is seldom its last. */
+const AWAKE_SETTLED_MS = 6;
 /** A guest that has been silent for longer is looked at less often. */
 const SILENT_MS = 200;
 
@@ -68,12 +72,17 @@ export function isDueStrict(
   cost: EpochCost | null,
   limits: PacingLimits,
 ): boolean {
-  if (cost === null) return true;
+  // A guest that has just woken up.
+  if (cost === null) return sinceEpochMs >= FIRST_MS_MAX || (waiting !== null && waiting.newestMs >= AWAKE_SETTLED_MS);
   if (waiting === null) return sinceEpochMs >= Math.min(STRICT_INTERVAL_MS_MAX, nextIntervalMs(cost, limits));
   // It ran during the rest of the last epoch as well.
   const ranMs = sinceEpochMs + cost.epochMs - cost.pauseMs;
   if (ranMs < cost.pauseMs) return false;
-  return waiting.newestMs >= SETTLED_MS || waiting.oldestMs >= GATHER_MS_MAX;
+  return isSettled(waiting);
+}
+
+function isSettled({ newestMs, oldestMs }: Waiting): boolean {
+  return newestMs >= SETTLED_MS || oldestMs >= GATHER_MS_MAX;
 }
 
 /** How soon to look again whether an epoch is due, ms. @param silentMs how long the guest has sent nothing */

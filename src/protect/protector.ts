@@ -109,7 +109,12 @@ export class Protector {
   private scrubPage = 0;
   private scrubDueMs = 0;
   /** What the last epoch said of the VM. */
-  private quiet = false;
+  private quiet: boolean;
+  private settleFirst!: () => void;
+  /** Resolves when the first epoch is committed, or will not be. What can wait gives way to it: somebody may wait for it. */
+  readonly firstEpoch = new Promise<void>((resolve) => {
+    this.settleFirst = resolve;
+  });
 
   /** @throws a native failure (ERR_NOT_TRACKED) when `tracking` is not possible on this primary */
   constructor(private readonly options: ProtectorOptions) {
@@ -117,6 +122,8 @@ export class Protector {
     const { ram, control, pid } = primary;
     this.source = new EpochSource({ ram, control, pid, tracking, image: image.native });
     if (from !== null) this.history = [from];
+    // One that woke up a moment ago has written little since.
+    this.quiet = options.followed;
   }
 
   /** Begins, or goes on after a halt(). */
@@ -131,6 +138,7 @@ export class Protector {
    */
   async halt(): Promise<void> {
     this.stopping = true;
+    this.settleFirst();
     this.wake?.();
     await this.loop;
   }
@@ -210,9 +218,11 @@ export class Protector {
     try {
       await this.begin();
     } catch (error) {
+      this.settleFirst();
       if (!this.stopping) events.lost(error);
       return;
     }
+    if (this.options.from !== null) await this.sleepUntilDue();
     while (!this.stopping) {
       if (this.unconfirmed() >= UNCONFIRMED_MAX || monotonicMs() < this.heldUntilMs) {
         await this.sleep(CONFIRMATION_POLL_MS);
@@ -240,6 +250,7 @@ export class Protector {
         events.aborted(error);
       } finally {
         this.epochUnderWay = false;
+        this.settleFirst();
       }
       // After an abort at least the usual pause's worth of running time, doubling.
       const backoffMs = this.abortsInARow === 0 ? 0 : 50 * 2 ** Math.min(this.abortsInARow, 6);

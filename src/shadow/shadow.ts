@@ -7,6 +7,7 @@
  *
  * It can be promoted as soon as its image holds an epoch, whatever its standby is doing at that moment.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import type { EpochInfo, ImageStats, ShadowImage } from '../native/image.js';
@@ -51,6 +52,7 @@ export interface ShadowOptions {
 }
 
 const HEALTH_CHECK_MS = 100;
+const STANDBY_AFTER_MS = 250;
 
 export class Shadow {
   state: ShadowState = 'starting';
@@ -231,7 +233,6 @@ export class Shadow {
     if (from !== null) this.becomeReady(`the image holds epoch ${from.epoch}, from which the VM woke up`);
     await after;
     if (this.released || this.halted) return;
-    void this.standby.start();
     if (from === null)
       this.change('syncing', followed ? 'its first epoch is cut' : 'the RAM is compared with the image');
     this.protector = new Protector({
@@ -255,6 +256,10 @@ export class Shadow {
     });
     this.protector.start();
     this.watchHealth();
+    await this.protector.firstEpoch;
+    // The guest woke up just now: what waits is not worth its first replies.
+    if (from !== null) await sleep(STANDBY_AFTER_MS);
+    if (!this.released && !this.halted) void this.standby.start();
   }
 
   private becomeReady(why: string): void {
