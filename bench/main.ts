@@ -1,5 +1,5 @@
 /**
- * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead]
+ * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead,image,network]
  * Results go to out/bench.json; SPECIFICATION.md says which of them are promises.
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
@@ -8,6 +8,7 @@ import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
 import { BenchGuests } from './guest.js';
 import { benchImage, type ImageResult } from './image.js';
+import { benchNetwork, type NetworkResult } from './network.js';
 import { benchOverhead, type OverheadResult } from './overhead.js';
 import { benchPause, type PauseResult } from './pause.js';
 import { type Check, checkPromises } from './promises.js';
@@ -22,10 +23,11 @@ export interface BenchResults {
   scan: Record<string, ScanResult>;
   overhead: OverheadResult | null;
   image: ImageResult | null;
+  network: NetworkResult | null;
 }
 
 const RAM_MIB = [256, 1024];
-const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image'] as const;
+const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'network'] as const;
 const HANG_ROUNDS = 5;
 const OVERHEAD_ROUNDS_MAX = 10;
 
@@ -57,7 +59,15 @@ function progress(what: string): void {
 }
 
 async function run(rounds: number, only: string[]): Promise<BenchResults> {
-  const results: BenchResults = { pause: {}, switchover: {}, detect: {}, scan: {}, overhead: null, image: null };
+  const results: BenchResults = {
+    pause: {},
+    switchover: {},
+    detect: {},
+    scan: {},
+    overhead: null,
+    image: null,
+    network: null,
+  };
   const guests = await BenchGuests.open();
   try {
     for (const ramMiB of RAM_MIB) {
@@ -83,6 +93,10 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     if (only.includes('image')) {
       progress('image');
       results.image = await benchImage(guests, rounds);
+    }
+    if (only.includes('network')) {
+      progress('network');
+      results.network = await benchNetwork(rounds);
     }
     return results;
   } finally {

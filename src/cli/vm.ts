@@ -3,7 +3,14 @@ import { type Command, Option } from 'commander';
 import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
 import { type ProbeCheck, parseProbe } from '../vm/probe.js';
 import { formatBitsPerSecond, formatBytesExact } from '../vm/quantity-text.js';
-import { type Durability, type StandbyLevel, type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
+import {
+  type Durability,
+  type Mode,
+  type StandbyLevel,
+  type Trigger,
+  VCPUS_MAX,
+  type VmSpecInput,
+} from '../vm/spec.js';
 import { parseStandby } from '../vm/standby-text.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
 import type { OnProgress, VmView } from '../vm/view.js';
@@ -30,6 +37,7 @@ interface RunOptions {
   tracking?: VmSpecInput['tracking'];
   shadow?: 'manual' | 'always';
   shadowWhen?: Trigger[];
+  mode?: Mode;
   standby?: StandbyLevel;
   durability?: Durability;
   keep?: number;
@@ -138,6 +146,24 @@ export function addVmVerbs(program: Command): void {
         }),
       );
       if (view !== null) session.result(view, cameUp(view));
+    },
+  );
+
+  addVerb(
+    vm,
+    'mode <name> <mode>',
+    {
+      summary: 'change between async and strict',
+      description:
+        'async: what the guest sends leaves at once, and a failover rolls back at most the lag.\n' +
+        'strict: it leaves when the epoch in which it was sent is committed, some ms later; what anybody outside has seen\n' +
+        'is never rolled back, and connections survive a failover. On a tap, with a shadow.',
+      examples: ['vm mode web strict', 'vm mode web async'],
+    },
+    (command) => command,
+    async (session, args) => {
+      const view = await session.client.changeMode(nameOf(args), parse.mode(args[1]!));
+      session.result(view, `the mode of ${view.name} is ${modeWords(view)}\n`);
     },
   );
 
@@ -310,6 +336,12 @@ function addRun(vm: Command): void {
           ),
         )
         .addOption(
+          new Option('--mode <mode>', 'when packets leave: at once, or when committed; default: async').choices([
+            'async',
+            'strict',
+          ]),
+        )
+        .addOption(
           new Option('--standby <level>', 'image, process, or resident[=PERCENT]; default: process').argParser(
             parseStandby,
           ),
@@ -405,6 +437,7 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
       failures: options.probeFailures,
     })),
     pacing,
+    mode: options.mode,
     standby: options.standby,
     durability: options.durability,
     retention: {
@@ -468,6 +501,7 @@ function vmDetails(vm: VmView): string {
       'probe',
       `${probe} ${health}${reason === null ? '' : `: ${reason}`}`,
     ]),
+    ['mode', spec.mode === 'async' && vm.strict === null ? null : modeWords(vm)],
     ['snapshot', vm.snapshot === null ? null : snapshotWords(vm)],
     ...(vm.shadow === null ? noShadow(vm) : shadowDetails(vm.shadow, spec.pacing.maxLagMs)),
     [
@@ -476,6 +510,10 @@ function vmDetails(vm: VmView): string {
     ],
     ['created', show.time(vm.createdAt)],
   ]);
+}
+
+function modeWords({ spec, strict }: VmView): string {
+  return strict === 'suspended' ? 'strict, suspended: packets leave before they are committed' : spec.mode;
 }
 
 function snapshotWords({ name, snapshot }: VmView): string | null {

@@ -124,6 +124,7 @@ export class Takeover {
     faultPoint('promotion', 1);
     core.sides.cut(core.side);
     core.primary?.kill();
+    const wasStrict = core.strict.mode === 'strict';
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     core.primary?.qmp.destroy();
     const shadow = this.shadow();
@@ -139,12 +140,9 @@ export class Takeover {
       run.from = newest;
     } else {
       run.from = await shadow.rewind(choice.epoch);
-      core.event(
-        choice.rewinds > 0 ? 'warn' : 'info',
-        'promotion.rewound',
-        `taken back from epoch ${newest?.epoch} to ${choice.epoch}: ${choice.because}`,
-        { from: newest?.epoch, to: choice.epoch, rewinds: choice.rewinds },
-      );
+      // What left the guest is of epochs that a heartbeat came after.
+      const breaksStrict = wasStrict && choice.epoch < (epochs.newestConfirmed ?? epochs.newest);
+      this.tellRewind(newest?.epoch, choice.epoch, choice.because ?? '', breaksStrict);
     }
     faultPoint('promotion', 3);
     run.fencedAtNs = process.hrtime.bigint();
@@ -179,8 +177,19 @@ export class Takeover {
       return;
     }
     const to = await this.rewindFrom(from, error);
-    const told = `taken back from epoch ${from.epoch} to ${to.epoch}: a page of it is lost`;
-    core.event('warn', 'promotion.rewound', told, { from: from.epoch, to: to.epoch, rewinds: run.rewinds });
+    this.tellRewind(from.epoch, to.epoch, 'a page of it is lost', core.strict.mode === 'strict');
+  }
+
+  private tellRewind(from: number | undefined, to: number, because: string, breaksStrict: boolean): void {
+    const rewinds = this.run?.rewinds ?? 0;
+    const rolledBack =
+      '; what the outside has seen since then is rolled back, which strict mode had promised not to do';
+    this.options.core.event(
+      rewinds > 0 || breaksStrict ? 'warn' : 'info',
+      'promotion.rewound',
+      `taken back from epoch ${from} to ${to}: ${because}${breaksStrict ? rolledBack : ''}`,
+      { from, to, rewinds, breaksStrict },
+    );
   }
 
   /** To the next older epoch whose device state is whole. @throws `error` when there is none */
@@ -218,6 +227,8 @@ export class Takeover {
   }
 
   private async resume(): Promise<void> {
+    const { strict, side } = this.options.core;
+    strict.attach(this.next as QemuProcess, other(side), true);
     await letRun(this.next as QemuProcess);
     (this.run as PromotionRun).resumedAtNs = process.hrtime.bigint();
     faultPoint('promotion', 6);
@@ -226,6 +237,7 @@ export class Takeover {
   private connect(): void {
     const { core } = this.options;
     core.sides.connect(other(core.side));
+    if (core.strict.mode === 'strict') core.sides.replayTo(other(core.side));
     if (core.spec.publish.length > 0 && core.sides.network === null) void this.publishPorts();
     faultPoint('promotion', 7);
   }
@@ -256,9 +268,13 @@ export class Takeover {
     core.state = 'running';
     primary.agent.setClock(Date.now());
     // What a promotion leaves to be done costs CPU time, and so does a guest's awakening: the guest goes first.
+    const awake = awakening(primary, AWAKENING_MS);
+    const imageFree = oldShadow.dispose();
+    // In strict mode somebody waits for the first epoch.
+    core.awake = core.strict.mode === 'strict' ? imageFree : Promise.all([imageFree, awake]).then(() => {});
     core.otherSideFree = (async () => {
-      await oldShadow.dispose();
-      await awakening(primary, AWAKENING_MS);
+      await imageFree;
+      await awake;
       core.noteAwakening(primary, null);
       await old?.dispose();
       await core.sides.retire(oldSide);

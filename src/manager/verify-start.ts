@@ -53,6 +53,7 @@ export async function verifyByStart(core: VmCore, host: Host, progress: OnProgre
         kernel: host.options.stateDir.pinnedKernel(core.name),
         signal: AbortSignal.timeout(60_000),
         onSpawn: () => {},
+        trailed: false,
       });
       const deviceState = await image.deviceState(image.describe().headEpoch);
       const fromMs = monotonicMs();

@@ -12,6 +12,7 @@ import type { SnapshotView, VmOrigin, VmState } from '../vm/view.js';
 import type { Host } from './host.js';
 import { type Side, VmSides } from './sides.js';
 import type { VmRecord } from './state-dir.js';
+import { StrictMode } from './strict-mode.js';
 import { VmImage } from './vm-image.js';
 
 export class VmCore {
@@ -31,10 +32,13 @@ export class VmCore {
   wokeFrom: CommittedEpoch | null = null;
   /** Every write since the primary was what its image (or its image's base) holds is still to be reported. */
   followed = false;
+  /** Resolves when a promoted guest is awake: it needs the CPU for itself until then. */
+  awake: Promise<void> = Promise.resolve();
   /** Resolves when the side that is not the primary's is free for a new QEMU. */
   otherSideFree: Promise<void> = Promise.resolve();
   readonly sides: VmSides;
   readonly shadowImage: VmImage;
+  readonly strict: StrictMode;
   readonly mac: string;
   readonly createdAt: string;
   /** Aborted with the error that a start is to throw. */
@@ -55,6 +59,7 @@ export class VmCore {
     this.mac = macAddress(`${host.tag} ${spec.name}`);
     this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec), address, this.mac);
     this.shadowImage = new VmImage(host, spec);
+    this.strict = new StrictMode(this, spec.mode);
   }
 
   get name(): string {
@@ -94,6 +99,7 @@ export class VmCore {
       accelerator: this.accelerator ?? 'tcg',
       kernel: this.kernel,
       signal: this.giveUp.signal,
+      trailed: this.strict.mode === 'strict',
       // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
       onSpawn: () => this.saveSoon(),
     });
@@ -121,7 +127,7 @@ export class VmCore {
   record(generation = this.generation): VmRecord {
     return {
       version: 1,
-      spec: this.spec,
+      spec: { ...this.spec, mode: this.strict.mode },
       generation,
       createdAt: this.createdAt,
       state: this.state,

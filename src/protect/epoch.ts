@@ -14,6 +14,7 @@ import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import type { EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { OutputHold } from './output-hold.js';
 
 /** A consistent cut of a VM, ready to be committed: the pages are staged in the EpochSource. */
 export interface CutEpoch {
@@ -30,6 +31,8 @@ export interface CutEpoch {
   repairedPages: number;
   /** CPU time spent on scanning and copying. */
   cpuMs: number;
+  /** What OutputHold.begin() made in the pause. */
+  hold: string | null;
   /** So little was written that the next epoch may well do without its pre-copy. */
   quiet: boolean;
 }
@@ -45,7 +48,7 @@ const PAUSE_TIMEOUT_MS = 2000;
 
 /**
  * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover). `quiet` is what
- * the last epoch said.
+ * the last epoch said. `output` holds what the guest sends after the cut; null where that leaves at once.
  * On failure the guest is let go and the staged pages go into the next epoch. `onPause` is told when the guest is about to
  * stand still, and when it runs again or nothing more can be done for it.
  * @throws EPOCH_FAILED, QMP_*; the cause tells whether the VM is dead
@@ -56,6 +59,7 @@ export async function cutEpoch(
   keepStopped = false,
   onPause: (paused: boolean) => void = () => {},
   quiet = false,
+  output: OutputHold | null = null,
 ): Promise<CutEpoch> {
   const total = { scannedPages: 0, copiedPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
   const collect = async (options: { urgent?: boolean; pagesMax?: number }) => {
@@ -80,12 +84,14 @@ export async function cutEpoch(
     const stopped = primary.qmp.execute('stop', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
     const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
     saved.catch(() => {}); // awaited below, after the guest has been let go
+    const hold = keepStopped ? null : (output?.begin() ?? null);
     let running: Promise<unknown> = Promise.resolve();
-    let cut: { cutAtNs: bigint; cutAtMs: number };
+    let cut: { cutAtNs: bigint; cutAtMs: number; hold: string | null };
     let complete: boolean;
     try {
       await stopped;
-      cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now() };
+      output?.noteCut();
+      cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now(), hold };
       ({ complete } = await collect(pagesMax === undefined ? { urgent: true } : { urgent: true, pagesMax }));
     } finally {
       // In every case; it queues behind the saving in QEMU.
@@ -94,6 +100,8 @@ export async function cutEpoch(
           .execute('cont', undefined, { timeoutMs: PAUSE_TIMEOUT_MS })
           .then(() => primary.control.setPausedForEpoch(false));
       running.catch(() => {});
+      // The word of a guest that lived when it was cut: without it nothing leaves.
+      if (hold !== null) primary.agent.ping();
     }
     await saved;
     await running;
