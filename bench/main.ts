@@ -1,5 +1,5 @@
 /**
- * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead,image,disk]
+ * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead,image,network,disk]
  * Results go to out/bench.json; SPECIFICATION.md says which of them are promises.
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
@@ -9,6 +9,7 @@ import { outPath } from '../harness/checkout.js';
 import { benchDisk, type DiskResult } from './disk.js';
 import { BenchGuests } from './guest.js';
 import { benchImage, type ImageResult } from './image.js';
+import { benchNetwork, type NetworkResult } from './network.js';
 import { benchOverhead, type OverheadResult } from './overhead.js';
 import { benchPause, type PauseResult } from './pause.js';
 import { type Check, checkPromises } from './promises.js';
@@ -23,11 +24,12 @@ export interface BenchResults {
   scan: Record<string, ScanResult>;
   overhead: OverheadResult | null;
   image: ImageResult | null;
+  network: NetworkResult | null;
   disk: DiskResult | null;
 }
 
 const RAM_MIB = [256, 1024];
-const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'disk'] as const;
+const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'network', 'disk'] as const;
 const HANG_ROUNDS = 5;
 const OVERHEAD_ROUNDS_MAX = 10;
 
@@ -67,6 +69,7 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     overhead: null,
     image: null,
     disk: null,
+    network: null,
   };
   const guests = await BenchGuests.open();
   try {
@@ -97,6 +100,10 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     if (only.includes('disk')) {
       progress('disk');
       results.disk = await benchDisk(Math.min(rounds, OVERHEAD_ROUNDS_MAX));
+    }
+    if (only.includes('network')) {
+      progress('network');
+      results.network = await benchNetwork(rounds);
     }
     return results;
   } finally {

@@ -17,7 +17,7 @@ export interface OverheadResult {
 const VM = 'overhead';
 const WINDOW_MS = 3000;
 const SETTLE_MS = 500;
-const REDIS_PORT = 6379;
+export const REDIS_PORT = 6379;
 const REDIS_CLIENTS = 50;
 const REDIS_KEYS = 20_000;
 
@@ -72,13 +72,13 @@ export function ratio({ protectedPerS, unprotectedPerS }: Windows): number {
 }
 
 /** SETs per second of closed-loop clients over one connection each. */
-async function countRedis(host: string): Promise<number> {
+export async function countRedis(host: string, windowMs = WINDOW_MS): Promise<number> {
   const connections = await Promise.all(
     Array.from({ length: REDIS_CLIENTS }, () => RedisConnection.connect(host, REDIS_PORT, 10_000)),
   );
   let count = 0;
   const startMs = performance.now();
-  const untilMs = startMs + WINDOW_MS;
+  const untilMs = startMs + windowMs;
   await Promise.all(
     connections.map(async (connection, client) => {
       for (let i = client; performance.now() < untilMs; i += REDIS_CLIENTS) {

@@ -190,7 +190,7 @@ class Protected {
   }
 
   cut(keepStopped: boolean): Promise<CutEpoch> {
-    return cutEpoch(this.primary, this.source, keepStopped, () => {}, false, this.epochs);
+    return cutEpoch(this.primary, this.source, keepStopped, () => {}, false, null, this.epochs);
   }
 
   async commit(cut: CutEpoch): Promise<CommitResult> {

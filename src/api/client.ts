@@ -5,7 +5,7 @@ import { text } from 'node:stream/consumers';
 import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
 import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
-import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
+import type { Mode, StandbyLevel, VmSpecInput } from '../vm/spec.js';
 import {
   type EpochView,
   type Event,
@@ -135,6 +135,9 @@ export class Client {
   }
   async listEpochs(name: string): Promise<EpochView[]> {
     return (await this.#call(routes.listEpochs, { name })).epochs;
+  }
+  changeMode(name: string, mode: Mode): Promise<VmView> {
+    return this.#call(routes.changeMode, { name, body: { mode } });
   }
   changeStandby(name: string, standby: StandbyLevel): Promise<ShadowView> {
     return this.#call(routes.changeStandby, { name, body: { standby } });

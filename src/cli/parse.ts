@@ -9,6 +9,7 @@ import {
   parseDurationMs,
   parseShare,
 } from '../vm/quantity-text.js';
+import type { Mode } from '../vm/spec.js';
 import { MIB, RAM_BYTES_MAX, RAM_BYTES_MIN, vmNameSchema } from '../vm/spec.js';
 
 export function vmName(text: string): string {
@@ -71,6 +72,12 @@ export function publishedPort(text: string): PublishedPort {
   if (wrong !== undefined)
     throw malformed('the published port', text, `${wrong} is not a port from 1 to 65535`, remedy);
   return { hostPort, guestPort };
+}
+
+/** @throws INVALID_ARGUMENT */
+export function mode(text: string): Mode {
+  if (text === 'async' || text === 'strict') return text;
+  throw usageError(`"${text}" is no mode`, 'The modes are async and strict');
 }
 
 export const epochNumber = wholeNumber('the epoch', 1, Number.MAX_SAFE_INTEGER);

@@ -9,6 +9,7 @@ import {
   type DiskCache,
   type DiskSpec,
   type Durability,
+  type Mode,
   type StandbyLevel,
   type Trigger,
   VCPUS_MAX,
@@ -42,6 +43,7 @@ interface RunOptions {
   tracking?: VmSpecInput['tracking'];
   shadow?: 'manual' | 'always';
   shadowWhen?: Trigger[];
+  mode?: Mode;
   standby?: StandbyLevel;
   durability?: Durability;
   keep?: number;
@@ -150,6 +152,24 @@ export function addVmVerbs(program: Command): void {
         }),
       );
       if (view !== null) session.result(view, cameUp(view));
+    },
+  );
+
+  addVerb(
+    vm,
+    'mode <name> <mode>',
+    {
+      summary: 'change between async and strict',
+      description:
+        'async: what the guest sends leaves at once, and a failover rolls back at most the lag.\n' +
+        'strict: it leaves when the epoch in which it was sent is committed, some ms later; what anybody outside has seen\n' +
+        'is never rolled back, and connections survive a failover. On a tap, with a shadow.',
+      examples: ['vm mode web strict', 'vm mode web async'],
+    },
+    (command) => command,
+    async (session, args) => {
+      const view = await session.client.changeMode(nameOf(args), parse.mode(args[1]!));
+      session.result(view, `the mode of ${view.name} is ${modeWords(view)}\n`);
     },
   );
 
@@ -335,6 +355,12 @@ function addRun(vm: Command): void {
           ),
         )
         .addOption(
+          new Option('--mode <mode>', 'when packets leave: at once, or when committed; default: async').choices([
+            'async',
+            'strict',
+          ]),
+        )
+        .addOption(
           new Option('--standby <level>', 'image, process, or resident[=PERCENT]; default: process').argParser(
             parseStandby,
           ),
@@ -432,6 +458,7 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
       failures: options.probeFailures,
     })),
     pacing,
+    mode: options.mode,
     standby: options.standby,
     durability: options.durability,
     retention: {
@@ -496,6 +523,7 @@ function vmDetails(vm: VmView): string {
       'probe',
       `${probe} ${health}${reason === null ? '' : `: ${reason}`}`,
     ]),
+    ['mode', spec.mode === 'async' && vm.strict === null ? null : modeWords(vm)],
     ['snapshot', vm.snapshot === null ? null : snapshotWords(vm)],
     ...(vm.shadow === null ? noShadow(vm) : shadowDetails(vm.shadow, spec.pacing.maxLagMs)),
     [
@@ -508,6 +536,10 @@ function vmDetails(vm: VmView): string {
 
 function diskWords({ name, sizeBytes, path, readOnly }: DiskSpec): string {
   return readOnly ? `${name} (${path}, read-only)` : `${name} (${formatBytesExact(sizeBytes ?? 0)})`;
+}
+
+function modeWords({ spec, strict }: VmView): string {
+  return strict === 'suspended' ? 'strict, suspended: packets leave before they are committed' : spec.mode;
 }
 
 function snapshotWords({ name, snapshot }: VmView): string | null {

@@ -84,6 +84,7 @@ export class GoldenMaker {
         kernel: await pinImage(image, vmDir),
         signal: AbortSignal.timeout(SETTLE_MS_MAX * 10),
         onSpawn: () => {},
+        trailed: false,
       });
       await bootBeat(qemu, host.options.stateDir.consoleLogPath(name), AbortSignal.timeout(SETTLE_MS_MAX * 10));
       const bootMs = monotonicMs() - qemu.launchedAtMs;

@@ -58,6 +58,7 @@ export async function verifyByStart(core: VmCore, host: Host, progress: OnProgre
         kernel: host.options.stateDir.pinnedKernel(core.name),
         signal: AbortSignal.timeout(60_000),
         onSpawn: () => {},
+        trailed: false,
       });
       qemu = await launched.finally(() => detach(attached));
       const deviceState = await image.deviceState(image.describe().headEpoch);

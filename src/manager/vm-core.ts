@@ -15,6 +15,7 @@ import { detach, VmDisks } from './disks.js';
 import type { Host } from './host.js';
 import { type Side, VmSides } from './sides.js';
 import type { VmRecord } from './state-dir.js';
+import { StrictMode } from './strict-mode.js';
 import { VmImage } from './vm-image.js';
 
 export class VmCore {
@@ -34,11 +35,14 @@ export class VmCore {
   wokeFrom: CommittedEpoch | null = null;
   /** Every write since the primary was what its image (or its image's base) holds is still to be reported. */
   followed = false;
+  /** Resolves when a promoted guest is awake: it needs the CPU for itself until then. */
+  awake: Promise<void> = Promise.resolve();
   /** Resolves when the side that is not the primary's is free for a new QEMU. */
   otherSideFree: Promise<void> = Promise.resolve();
   readonly sides: VmSides;
   readonly shadowImage: VmImage;
   readonly disks: VmDisks;
+  readonly strict: StrictMode;
   readonly mac: string;
   readonly createdAt: string;
   /** Aborted with the error that a start is to throw. */
@@ -60,6 +64,7 @@ export class VmCore {
     this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec), address, this.mac);
     this.shadowImage = new VmImage(host, spec);
     this.disks = new VmDisks(host.options.stateDir.vmDir(spec.name), spec);
+    this.strict = new StrictMode(this, spec.mode);
   }
 
   get name(): string {
@@ -101,6 +106,7 @@ export class VmCore {
       accelerator: this.accelerator ?? 'tcg',
       kernel: this.kernel,
       signal: this.giveUp.signal,
+      trailed: this.strict.mode === 'strict',
       // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
       onSpawn: () => this.saveSoon(),
     });
@@ -174,7 +180,7 @@ export class VmCore {
   record(generation = this.generation): VmRecord {
     return {
       version: 1,
-      spec: this.spec,
+      spec: { ...this.spec, mode: this.strict.mode },
       generation,
       createdAt: this.createdAt,
       state: this.state,

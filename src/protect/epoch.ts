@@ -15,6 +15,7 @@ import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import type { EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { OutputHold } from './output-hold.js';
 
 /** A consistent cut of a VM, ready to be committed: the pages are staged in the EpochSource. */
 export interface CutEpoch {
@@ -33,6 +34,8 @@ export interface CutEpoch {
   cpuMs: number;
   /** The disks that were written; null when none was. */
   disks: DiskCut | null;
+  /** What OutputHold.begin() made in the pause. */
+  hold: string | null;
   /** So little was written that the next epoch may well do without its pre-copy. */
   quiet: boolean;
 }
@@ -48,7 +51,7 @@ const PAUSE_TIMEOUT_MS = 2000;
 
 /**
  * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover). `quiet` is what
- * the last epoch said.
+ * the last epoch said. `output` holds what the guest sends after the cut; null where that leaves at once.
  * On failure the guest is let go and the staged pages go into the next epoch. `onPause` is told when the guest is about to
  * stand still, and when it runs again or nothing more can be done for it.
  * @throws EPOCH_FAILED, QMP_*; the cause tells whether the VM is dead
@@ -59,6 +62,7 @@ export async function cutEpoch(
   keepStopped = false,
   onPause: (paused: boolean) => void = () => {},
   quiet = false,
+  output: OutputHold | null = null,
   diskEpochs: DiskEpochs | null = null,
 ): Promise<CutEpoch> {
   const total = { scannedPages: 0, copiedPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
@@ -86,13 +90,15 @@ export async function cutEpoch(
     const writes = diskEpochs?.countWrites();
     const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
     for (const each of [writes, saved]) each?.catch(() => {}); // awaited below, `saved` after the guest has been let go
+    const hold = keepStopped ? null : (output?.begin() ?? null);
     let running: Promise<unknown> = Promise.resolve();
-    let cut: { cutAtNs: bigint; cutAtMs: number };
+    let cut: { cutAtNs: bigint; cutAtMs: number; hold: string | null };
     let complete: boolean;
     let cutting: Promise<DiskCut | null> = Promise.resolve(null);
     try {
       await stopped;
-      cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now() };
+      output?.noteCut();
+      cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now(), hold };
       ({ complete } = await collect(pagesMax === undefined ? { urgent: true } : { urgent: true, pagesMax }));
       // Queues behind the saving, too.
       if (complete && diskEpochs !== null && writes !== undefined) cutting = diskEpochs.cut(await writes);
@@ -106,6 +112,8 @@ export async function cutEpoch(
           .then(() => cutting.catch(() => null))
           .then((begun) => begun === null && primary.control.setPausedForEpoch(false));
       running.catch(() => {});
+      // The word of a guest that lived when it was cut: without it nothing leaves.
+      if (hold !== null) primary.agent.ping();
     }
     disks = await cutting;
     await saved;

@@ -7,7 +7,8 @@ import type { QemuProcess } from '../qemu/process.js';
 import type { Durability, PacingLimits } from '../vm/spec.js';
 import type { Quantiles } from '../vm/view.js';
 import { type CutEpoch, cutEpoch, endsProtection, lacksRoom, needsResync } from './epoch.js';
-import { type EpochCost, nextIntervalMs, smoothCost } from './pacing.js';
+import type { OutputHold } from './output-hold.js';
+import { type EpochCost, isDueStrict, lookAgainMs, nextIntervalMs, smoothCost } from './pacing.js';
 import { Samples } from './samples.js';
 
 /** What a promotion starts from. */
@@ -35,6 +36,8 @@ export interface ProtectorOptions {
   disks?: DiskProtection;
   /** The waiting QEMU whose resident pages are kept fresh; null when there is none. Asked at each commit. */
   resident: () => ResidentRam | null;
+  /** What holds the packets of a VM in strict mode; null in async mode. Asked at each epoch. */
+  output: () => OutputHold | null;
   events: ProtectorEvents;
 }
 
@@ -76,6 +79,7 @@ const PAGE_BYTES = 4096;
  */
 const UNCONFIRMED_MAX = 2;
 const CONFIRMATION_POLL_MS = 10;
+const STRICT_CONFIRMATION_POLL_MS = 1;
 /** 4 MiB a second, below a thousandth of a core: 256 MiB once a minute, 4 GiB in a quarter of an hour. */
 const SCRUB_EVERY_MS = 1000;
 const SCRUB_PAGES = 1024;
@@ -110,7 +114,12 @@ export class Protector {
   private scrubPage = 0;
   private scrubDueMs = 0;
   /** What the last epoch said of the VM. */
-  private quiet = false;
+  private quiet: boolean;
+  private settleFirst!: () => void;
+  /** Resolves when the first epoch is committed, or will not be. What can wait gives way to it: somebody may wait for it. */
+  readonly firstEpoch = new Promise<void>((resolve) => {
+    this.settleFirst = resolve;
+  });
 
   /** @throws a native failure (ERR_NOT_TRACKED) when `tracking` is not possible on this primary */
   constructor(private readonly options: ProtectorOptions) {
@@ -118,6 +127,8 @@ export class Protector {
     const { ram, control, pid } = primary;
     this.source = new EpochSource({ ram, control, pid, tracking, image: image.native });
     if (from !== null) this.history = [from];
+    // One that woke up a moment ago has written little since.
+    this.quiet = options.followed;
   }
 
   /** Begins, or goes on after a halt(). */
@@ -132,6 +143,7 @@ export class Protector {
    */
   async halt(): Promise<void> {
     this.stopping = true;
+    this.settleFirst();
     this.wake?.();
     await this.loop;
   }
@@ -139,7 +151,11 @@ export class Protector {
   /** After halt(): a last epoch whose guest stays stopped, for a switchover that loses nothing. */
   async handOver(): Promise<void> {
     await this.halt();
-    const work = this.cut(true).then((cut) => this.commit(cut, monotonicMs()));
+    const work = this.cut(null).then(async (cut) => {
+      await this.commit(cut, monotonicMs());
+      // All that the guest has ever sent is of committed epochs now; it leaves before anybody else speaks for it.
+      this.options.output()?.releaseAll();
+    });
     // A primary that dies under our hands calls for a halt() in the middle of this: it must wait for the commit.
     this.loop = work.catch(() => {});
     await work;
@@ -214,9 +230,11 @@ export class Protector {
     try {
       await this.begin();
     } catch (error) {
+      this.settleFirst();
       if (!this.stopping) events.lost(error);
       return;
     }
+    if (this.options.from !== null) await this.sleepUntilDue();
     while (!this.stopping) {
       if (this.unconfirmed() >= UNCONFIRMED_MAX || monotonicMs() < this.heldUntilMs) {
         await this.sleep(CONFIRMATION_POLL_MS);
@@ -226,8 +244,10 @@ export class Protector {
       this.epochUnderWay = true;
       try {
         const first = this.committed === null;
-        const cut = await this.cut(false);
+        const output = this.options.output();
+        const cut = await this.cut({ output });
         await this.commit(cut, startedMs);
+        if (output !== null) await this.release(output, cut);
         this.abortsInARow = 0;
         if (first) events.ready();
         await this.scrub();
@@ -243,12 +263,35 @@ export class Protector {
         events.aborted(error);
       } finally {
         this.epochUnderWay = false;
+        this.settleFirst();
       }
       // After an abort at least the usual pause's worth of running time, doubling.
       const backoffMs = this.abortsInARow === 0 ? 0 : 50 * 2 ** Math.min(this.abortsInARow, 6);
       this.intervalMs = Math.max(backoffMs, this.cost === null ? 0 : nextIntervalMs(this.cost, pacing));
-      await this.sleep(this.intervalMs);
+      await this.sleepUntilDue();
     }
+  }
+
+  /** What was sent before the cut leaves, once a heartbeat has come after it: a guest at fault goes back to before. */
+  private async release(output: OutputHold, cut: CutEpoch): Promise<void> {
+    while (cut.hold !== null && this.unconfirmed() > 0) {
+      if (this.stopping || this.options.output() !== output) return;
+      await this.sleep(STRICT_CONFIRMATION_POLL_MS);
+    }
+    output.commit(cut.hold);
+  }
+
+  private async sleepUntilDue(): Promise<void> {
+    const { output, pacing } = this.options;
+    const sinceMs = monotonicMs();
+    // In async mode, and after an abort, a time; in strict mode what the guest sends.
+    if (output()?.isActive !== true || this.abortsInARow > 0) return this.sleep(this.intervalMs);
+    for (let nowMs = sinceMs; !this.stopping; nowMs = monotonicMs()) {
+      const hold = output();
+      if (hold === null || isDueStrict(nowMs - sinceMs, hold.waiting(nowMs), this.cost, pacing)) break;
+      await this.sleep(lookAgainMs(hold.silentMs(nowMs)));
+    }
+    this.intervalMs = monotonicMs() - sinceMs;
   }
 
   /** Makes sure that every difference between primary and image will be in the next epoch. Once only. */
@@ -281,10 +324,13 @@ export class Protector {
     this.pausedSinceMs = paused ? nowMs : null;
   }
 
-  private cut(keepStopped: boolean): Promise<CutEpoch> {
+  /** @param running null for a last epoch that leaves the guest stopped */
+  private cut(running: { output: OutputHold | null } | null): Promise<CutEpoch> {
     const { primary, disks } = this.options;
-    const notePause = keepStopped ? () => {} : (paused: boolean) => this.notePause(paused);
-    return cutEpoch(primary, this.source, keepStopped, notePause, !keepStopped && this.quiet, disks?.epochs ?? null);
+    const epochs = disks?.epochs ?? null;
+    if (running === null) return cutEpoch(primary, this.source, true, () => {}, false, null, epochs);
+    const notePause = (paused: boolean) => this.notePause(paused);
+    return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, epochs);
   }
 
   /** Into the image, whole or not at all. */

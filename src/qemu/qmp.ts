@@ -45,6 +45,22 @@ export interface QmpCommands {
   'query-block-jobs': { args: undefined; result: { device: string }[] };
   'block-job-set-speed': { args: { device: string; speed: number }; result: object };
   'block-job-cancel': { args: { device: string; force: boolean }; result: object };
+  'object-add': {
+    args: {
+      'qom-type': string;
+      id: string;
+      netdev: string;
+      queue: string;
+      interval: number;
+      position?: string;
+      insert?: 'behind';
+    };
+    result: object;
+  };
+  'object-del': { args: { id: string }; result: object };
+  'qom-list': { args: { path: string }; result: { name: string; type: string }[] };
+  'x-query-virtio': { args: undefined; result: { name: string; path: string }[] };
+  'x-query-virtio-queue-status': { args: { path: string; queue: number }; result: { 'vring-used': number } };
   'announce-self': {
     args: { initial: number; max: number; rounds: number; step: number };
     result: object;

@@ -76,6 +76,13 @@ export const standbyLevelSchema = z.discriminatedUnion('level', [
 ]);
 export type StandbyLevel = z.infer<typeof standbyLevelSchema>;
 
+/**
+ * async: what the guest sends leaves at once, and a failover rolls back at most the lag. strict: it leaves when the epoch
+ * in which it was sent is committed, so that nothing that the outside saw is ever rolled back.
+ */
+export const modeSchema = z.enum(['async', 'strict']);
+export type Mode = z.infer<typeof modeSchema>;
+
 /** When a committed epoch is on the disk for certain: never asked for, within a second, or before it counts. */
 export const durabilitySchema = z.enum(['none', 'interval', 'epoch']);
 export type Durability = z.infer<typeof durabilitySchema>;
@@ -178,6 +185,7 @@ export const vmSpecSchema = z.object({
   /** How changed pages are found: write-protection tracking, checksums alone, or the better one that works here. */
   tracking: z.enum(['auto', 'write', 'checksum']).default('auto'),
   shadow: shadowRuleSchema.default({ kind: 'manual' }),
+  mode: modeSchema.default('async'),
   /** What tells whether the guest does what it is for. One that fails is a failure of the guest. */
   probes: z.array(probeSchema).max(PROBES_MAX, `a VM has at most ${PROBES_MAX} probes`).default([]),
   standby: standbyLevelSchema.default({ level: 'process' }),

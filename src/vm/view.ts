@@ -124,6 +124,8 @@ export const vmViewSchema = z.object({
   /** Counts promotions; the fencing token. */
   generation: z.number().int(),
   spec: vmSpecSchema,
+  /** Whether only what is committed leaves the guest at this moment; null in async mode. */
+  strict: z.enum(['active', 'suspended']).nullable(),
   accelerator: z.enum(['kvm', 'tcg']).nullable(),
   pid: z.number().int().nullable(),
   address: z.string().nullable(),
