@@ -4,10 +4,12 @@
  */
 import { monotonicMs } from '../clock.js';
 import { messageOf } from '../errors.js';
+import type { CommittedEpoch } from '../protect/protector.js';
 import type { QemuProcess } from '../qemu/process.js';
+import { epochTimes } from '../shadow/epochs.js';
 import type { Shadow } from '../shadow/shadow.js';
 import type { EffectName } from '../switchover/machine.js';
-import type { LastPromotion } from '../switchover/rewind.js';
+import { type EpochTime, type LastPromotion, rewindTarget } from '../switchover/rewind.js';
 import { Switchover } from '../switchover/switchover.js';
 import type { Death } from '../switchover/watch.js';
 import type { PromotionView } from '../vm/view.js';
@@ -21,6 +23,8 @@ import { letRun, loadFromImage, publishPorts } from './wake.js';
 
 /** After its promotion a guest has the host for itself until its first heartbeat, but not longer than this. */
 const AWAKENING_MS = 500;
+/** QEMUs that may die, or refuse the state, before a promotion is given up. */
+const LOAD_FAILURES_MAX = 4;
 
 export interface TakeoverOptions {
   core: VmCore;
@@ -139,12 +143,7 @@ export class Takeover {
       run.from = await shadow.rewind(choice.epoch);
       // What left the guest is of epochs that a heartbeat came after.
       const breaksStrict = wasStrict && choice.epoch < (epochs.newestConfirmed ?? epochs.newest);
-      core.event(
-        choice.rewinds > 0 || breaksStrict ? 'warn' : 'info',
-        'promotion.rewound',
-        `taken back from epoch ${newest?.epoch} to ${choice.epoch}: ${choice.because}${breaksStrict ? '; what the outside has seen since then is rolled back, which strict mode had promised not to do' : ''}`,
-        { from: newest?.epoch, to: choice.epoch, rewinds: choice.rewinds, breaksStrict },
-      );
+      this.tellRewind(newest?.epoch, choice.epoch, choice.because, breaksStrict);
     }
     faultPoint('promotion', 3);
     run.fencedAtNs = process.hrtime.bigint();
@@ -156,6 +155,62 @@ export class Takeover {
   }
 
   private async loadState(): Promise<void> {
+    for (let failures = 0; ; failures++) {
+      try {
+        return await this.loadIntoNext();
+      } catch (error) {
+        if (this.closed || failures === LOAD_FAILURES_MAX) throw error;
+        await this.prepareAnotherTry(error);
+      }
+    }
+  }
+
+  /** Another QEMU gets the state; of an older epoch when a page of this one is lost. @throws `error` when there is none */
+  private async prepareAnotherTry(error: unknown): Promise<void> {
+    const { core } = this.options;
+    const run = this.run as PromotionRun;
+    const failed = this.next;
+    this.next = null;
+    await failed?.dispose();
+    const { from } = run;
+    if (failed === null || core.endedForItsImage !== failed || from === null) {
+      core.event('warn', 'promotion.retried', `another QEMU is to take over: ${messageOf(error)}`, {});
+      return;
+    }
+    const to = await this.rewindFrom(from, error);
+    this.tellRewind(from.epoch, to.epoch, 'a page of it is lost', core.strict.mode === 'strict');
+  }
+
+  private tellRewind(from: number | undefined, to: number, because: string | null, breaksStrict: boolean): void {
+    const { rewinds } = this.run as PromotionRun;
+    const told = `taken back from epoch ${from} to ${to}: ${because}`;
+    const broken = '; what the outside has seen since then is rolled back, which strict mode had promised not to do';
+    this.options.core.event(
+      rewinds > 0 || breaksStrict ? 'warn' : 'info',
+      'promotion.rewound',
+      `${told}${breaksStrict ? broken : ''}`,
+      { from, to, rewinds, breaksStrict },
+    );
+  }
+
+  /** To the next older epoch whose device state is whole. @throws `error` when there is none */
+  private async rewindFrom(from: EpochTime, error: unknown): Promise<CommittedEpoch> {
+    const run = this.run as PromotionRun;
+    const shadow = this.shadow();
+    const epochs = epochTimes(shadow.epochs());
+    for (let tried = from; ; ) {
+      const older = rewindTarget(epochs, { from: tried, resumedAtMs: 0, rewinds: run.rewinds++ });
+      if (older === null) throw error;
+      try {
+        run.from = await shadow.rewind(older.epoch);
+        return run.from;
+      } catch {
+        tried = older;
+      }
+    }
+  }
+
+  private async loadIntoNext(): Promise<void> {
     const { core } = this.options;
     const from = this.run?.from;
     const image = core.shadowImage.opened;
@@ -168,7 +223,7 @@ export class Takeover {
     this.next = qemu;
     // Again: one that was just coming up when they were raised has been given those of a standby since.
     core.sides.limit(other(core.side), 'primary');
-    await loadFromImage(qemu, image, from.deviceState, core.hotPages, (page, why) => core.corruptPage(qemu, page, why));
+    await loadFromImage(qemu, image, from.deviceState, core.hotPath, (page, why) => core.corruptPage(qemu, page, why));
     faultPoint('promotion', 5);
   }
 
@@ -221,7 +276,7 @@ export class Takeover {
     core.otherSideFree = (async () => {
       await imageFree;
       await awake;
-      core.noteAwakening(primary);
+      core.noteAwakening(primary, null);
       await old?.dispose();
       await core.sides.retire(oldSide);
     })().catch((error: unknown) => core.logError(error, 'after the promotion'));

@@ -1,5 +1,4 @@
 /** One VM, as users see it: how it comes to run, what can be asked of it, how it ends. */
-import { existsSync } from 'node:fs';
 import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError, toShadowVmError } from '../errors.js';
 import { recordBoot } from '../image/store.js';
@@ -17,7 +16,6 @@ import type { Mode, StandbyLevel, VmSpec } from '../vm/spec.js';
 import { formatStandby } from '../vm/standby-text.js';
 import type { EpochView, OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
 import type { Host } from './host.js';
-import { writeHotPages } from './hot-pages.js';
 import type { StopOptions, WantedEpoch } from './port.js';
 import { type StartFrom, startPrimary } from './primary-start.js';
 import { Repeated } from './repeated.js';
@@ -135,7 +133,7 @@ export class ManagedVm {
       const { lazy } = primary.control.read();
       const image = lazy || core.shadowImage.exists() ? await core.shadowImage.openSource() : null;
       if (lazy && image !== null)
-        primary.fillFrom(image.native, core.hotPages, (page, why) => core.corruptPage(primary, page, why));
+        primary.fillFrom(image.native, core.hotPath, (page, why) => core.corruptPage(primary, page, why));
       if (image !== null && image === core.shadowImage.opened && image.describe().headEpoch > 0)
         core.wokeFrom = await readEpoch(image, image.describe().headEpoch, core.name);
     } catch (error) {
@@ -207,7 +205,6 @@ export class ManagedVm {
         // On a tap the rules do that.
         publish: core.sides.network === null ? spec.publish : [],
         onCorrupt: (page, why) => core.corruptPage(core.primary as QemuProcess, page, why),
-        hotPages: core.hotPages,
         consoleLogPath: host.options.stateDir.consoleLogPath(spec.name),
         accelerator: core.accelerator,
         progress,
@@ -215,8 +212,8 @@ export class ManagedVm {
       });
       core.wokeFrom = from.origin === 'boot' ? null : from.epoch;
       core.followed = from.origin !== 'boot';
-      core.noteAwakening(core.primary as unknown as QemuProcess);
-      if (from.origin === 'golden') this.keepHotPages(from.hotPath);
+      const goldenHotPath = from.origin === 'golden' ? from.hotPath : null;
+      core.noteAwakening(core.primary as unknown as QemuProcess, goldenHotPath);
       // From here on nothing waits: the VM runs and is ended as one that runs, or it never did.
       this.nowRuns(from.origin === 'boot' ? 'booted' : `woke up from its ${from.origin}`);
       if (from.origin === 'boot') recordBoot(host.options.imagesDir, spec.image, this.startMs).catch(() => {}); // removed or replaced meanwhile
@@ -234,12 +231,6 @@ export class ManagedVm {
       );
       throw error;
     }
-  }
-
-  /** The first VM of a golden snapshot finds out what the others will need first. */
-  private keepHotPages(path: string): void {
-    if (existsSync(path)) return;
-    writeHotPages(path, this.core.hotPages).catch((error: unknown) => this.core.logError(error, 'keeping hot pages'));
   }
 
   private nowRuns(how: string): void {

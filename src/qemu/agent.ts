@@ -76,8 +76,8 @@ export class GuestAgent {
   private readonly execs = new Map<number, { resolve: (code: number) => void; reject: (e: ShadowVmError) => void }>();
   private closed = false;
   last: Beat | null = null;
-  /** When the first heartbeat of this QEMU came, CLOCK_MONOTONIC ns. */
-  firstBeatAtNs: bigint | null = null;
+  /** When the first sign of life of this QEMU's guest came, a heartbeat or the answer to a ping: CLOCK_MONOTONIC ns. */
+  firstSignAtNs: bigint | null = null;
   beats = 0;
   /** Set when the guest announced a shutdown of its own will. */
   bye: 'poweroff' | 'reboot' | null = null;
@@ -94,7 +94,7 @@ export class GuestAgent {
     this.socket.on('close', () => this.close());
   }
 
-  /** Asks for a heartbeat at once. */
+  /** Asks for a sign of life at once. */
   ping(): void {
     this.socket.write('ping\n');
   }
@@ -191,9 +191,9 @@ export class GuestAgent {
 
   private readLine(line: string, atNs: bigint): void {
     const beat = parseBeat(line, atNs);
+    if (beat !== null || line === 'pong') this.firstSignAtNs ??= atNs;
     if (beat !== null) {
       this.last = beat;
-      this.firstBeatAtNs ??= atNs;
       this.beats++;
       this.onBeat?.(beat);
       return;
