@@ -1,11 +1,12 @@
 /**
- * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead,image,network]
+ * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead,image,network,disk]
  * Results go to out/bench.json; SPECIFICATION.md says which of them are promises.
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
+import { benchDisk, type DiskResult } from './disk.js';
 import { BenchGuests } from './guest.js';
 import { benchImage, type ImageResult } from './image.js';
 import { benchNetwork, type NetworkResult } from './network.js';
@@ -24,10 +25,11 @@ export interface BenchResults {
   overhead: OverheadResult | null;
   image: ImageResult | null;
   network: NetworkResult | null;
+  disk: DiskResult | null;
 }
 
 const RAM_MIB = [256, 1024];
-const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'network'] as const;
+const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'network', 'disk'] as const;
 const HANG_ROUNDS = 5;
 const OVERHEAD_ROUNDS_MAX = 10;
 
@@ -66,6 +68,7 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     scan: {},
     overhead: null,
     image: null,
+    disk: null,
     network: null,
   };
   const guests = await BenchGuests.open();
@@ -93,6 +96,10 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     if (only.includes('image')) {
       progress('image');
       results.image = await benchImage(guests, rounds);
+    }
+    if (only.includes('disk')) {
+      progress('disk');
+      results.disk = await benchDisk(Math.min(rounds, OVERHEAD_ROUNDS_MAX));
     }
     if (only.includes('network')) {
       progress('network');

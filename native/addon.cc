@@ -3,6 +3,7 @@
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterClock(env, exports);
+  RegisterDisk(env, exports);
   RegisterEpoch(env, exports);
   RegisterFile(env, exports);
   RegisterImage(env, exports);

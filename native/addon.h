@@ -8,6 +8,7 @@
 #include <napi.h>
 
 void RegisterClock(Napi::Env env, Napi::Object exports);
+void RegisterDisk(Napi::Env env, Napi::Object exports);
 void RegisterEpoch(Napi::Env env, Napi::Object exports);
 void RegisterFile(Napi::Env env, Napi::Object exports);
 void RegisterImage(Napi::Env env, Napi::Object exports);

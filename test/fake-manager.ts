@@ -63,6 +63,7 @@ export function shadowView(vm: string, more: Partial<ShadowView> = {}): ShadowVi
     lagMsAtCommit: noQuantiles,
     pagesScanned: 1000,
     pagesChanged: 100,
+    diskPagesChanged: 0,
     pagesDroppedByChecksum: 10,
     pagesRepaired: 0,
     bytesCopied: 409_600,

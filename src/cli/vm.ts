@@ -1,9 +1,13 @@
 /** `shadowvm vm …` */
+import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
+import { parseDisk } from '../vm/disk-text.js';
 import { type ProbeCheck, parseProbe } from '../vm/probe.js';
 import { formatBitsPerSecond, formatBytesExact } from '../vm/quantity-text.js';
 import {
+  type DiskCache,
+  type DiskSpec,
   type Durability,
   type Mode,
   type StandbyLevel,
@@ -33,6 +37,8 @@ interface RunOptions {
   probeTimeout?: number;
   probeFailures?: number;
   publish?: parse.PublishedPort[];
+  disk?: DiskSpec[];
+  cache?: DiskCache;
   accelerator?: VmSpecInput['accelerator'];
   tracking?: VmSpecInput['tracking'];
   shadow?: 'manual' | 'always';
@@ -276,6 +282,7 @@ function addRun(vm: Command): void {
       examples: [
         'vm run web',
         'vm run db --ram 1G --vcpus 2 --shadow always --max-lag 200ms',
+        'vm run store --disk data=8G --disk base=/srv/debian.img,ro --shadow always',
         'vm run cache --net backend --publish 6379:6379 --bandwidth 100M',
         'vm run db --shadow always --probe redis:6379 --probe-period 1s',
         "vm run api --shadow-when 'cpu>60%/5s' --shadow-when 'network>10MB/s/3s'",
@@ -303,6 +310,18 @@ function addRun(vm: Command): void {
           new Option('--publish <host:guest>', 'a port of this host that leads to it; repeatable').argParser(
             parse.collect(parse.publishedPort),
           ),
+        )
+        .addOption(
+          new Option('--disk <name=what>', 'SIZE, PATH (copied) or PATH,ro (used as it is); repeatable').argParser(
+            parse.collect(parseDisk),
+          ),
+        )
+        .addOption(
+          new Option('--cache <mode>', 'of its disks, see docs/disks.md; default: writeback').choices([
+            'writeback',
+            'none',
+            'unsafe',
+          ]),
         )
         .addOption(
           new Option('--bandwidth <rate>', 'bits per second in each direction; default: no limit').argParser(
@@ -426,6 +445,8 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
     network,
     net,
     publish,
+    disks: options.disk?.map((disk) => ({ ...disk, path: disk.path === null ? null : resolve(disk.path) })),
+    diskCache: options.cache,
     accelerator,
     tracking,
     ramBytes: options.ram,
@@ -488,6 +509,7 @@ function vmDetails(vm: VmView): string {
     ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, ${CAME_UP[vm.origin]} in ${show.ms(vm.bootMs)}`],
     ['address', `${[vm.address ?? show.NONE, vm.address6].filter((each) => each !== null).join(', ')} (${network})`],
     ['bandwidth', bandwidth === null ? null : `${formatBitsPerSecond(bandwidth)}bit/s in each direction`],
+    ['disks', spec.disks.map(diskWords).join(', ') || null],
     ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
     ['process', vm.pid === null ? null : `${vm.pid} on ${vm.accelerator}`],
     [
@@ -510,6 +532,10 @@ function vmDetails(vm: VmView): string {
     ],
     ['created', show.time(vm.createdAt)],
   ]);
+}
+
+function diskWords({ name, sizeBytes, path, readOnly }: DiskSpec): string {
+  return readOnly ? `${name} (${path}, read-only)` : `${name} (${formatBytesExact(sizeBytes ?? 0)})`;
 }
 
 function modeWords({ spec, strict }: VmView): string {

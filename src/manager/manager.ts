@@ -1,6 +1,7 @@
 /** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
 import type { Duplex } from 'node:stream';
 import type { z } from 'zod';
+import { resolveDisks } from '../disk/source-file.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { findImage } from '../image/store.js';
 import { lowestFreeAddress } from '../network/address.js';
@@ -97,7 +98,8 @@ export class Manager implements ManagerPort {
   async runVm(input: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView> {
     const attempted = 'run the VM';
     this.requireOpen(attempted);
-    const spec = parseSpec(vmSpecSchema, input, attempted);
+    const parsed = parseSpec(vmSpecSchema, input, attempted);
+    const spec = { ...parsed, disks: resolveDisks(parsed.disks) };
     await this.requireFreePorts(spec);
     const image = await findImage(this.host.options.imagesDir, spec.image);
     const vm = this.admit(spec, attempted);

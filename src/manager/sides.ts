@@ -7,7 +7,7 @@ import { startTicks } from '../host/process-stat.js';
 import { tapName } from '../network/address.js';
 import { nativeNetwork, type PacketTrail } from '../network/native.js';
 import type { GuestAddresses, Network } from '../network/network.js';
-import type { Kernel, NetworkAttachment } from '../qemu/argv.js';
+import type { DiskAttachment, Kernel, NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { Host } from './host.js';
@@ -27,6 +27,7 @@ export interface SideLaunch {
   incoming: boolean;
   accelerator: 'kvm' | 'tcg';
   kernel: Kernel | null;
+  disks: readonly DiskAttachment[];
   signal: AbortSignal;
   /** The record of the VM has to be written anew: it has one more process. */
   onSpawn: () => void;
@@ -108,6 +109,7 @@ export class VmSides {
       // Its guest's kernel is in the RAM that it will be given: not to read the files makes it start faster, and smaller.
       kernel: how.incoming ? null : how.kernel,
       network: this.attachment(side, how.incoming),
+      disks: how.disks,
       uid,
       incoming: how.incoming,
       lazy: how.incoming,

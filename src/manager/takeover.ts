@@ -143,7 +143,7 @@ export class Takeover {
       run.from = await shadow.rewind(choice.epoch);
       // What left the guest is of epochs that a heartbeat came after.
       const breaksStrict = wasStrict && choice.epoch < (epochs.newestConfirmed ?? epochs.newest);
-      this.tellRewind(newest?.epoch, choice.epoch, choice.because, breaksStrict);
+      this.tellRewind(newest?.epoch, choice.epoch, choice.because ?? '', breaksStrict);
     }
     faultPoint('promotion', 3);
     run.fencedAtNs = process.hrtime.bigint();
@@ -181,14 +181,14 @@ export class Takeover {
     this.tellRewind(from.epoch, to.epoch, 'a page of it is lost', core.strict.mode === 'strict');
   }
 
-  private tellRewind(from: number | undefined, to: number, because: string | null, breaksStrict: boolean): void {
-    const { rewinds } = this.run as PromotionRun;
-    const told = `taken back from epoch ${from} to ${to}: ${because}`;
-    const broken = '; what the outside has seen since then is rolled back, which strict mode had promised not to do';
+  private tellRewind(from: number | undefined, to: number, because: string, breaksStrict: boolean): void {
+    const rewinds = this.run?.rewinds ?? 0;
+    const rolledBack =
+      '; what the outside has seen since then is rolled back, which strict mode had promised not to do';
     this.options.core.event(
       rewinds > 0 || breaksStrict ? 'warn' : 'info',
       'promotion.rewound',
-      `${told}${breaksStrict ? broken : ''}`,
+      `taken back from epoch ${from} to ${to}: ${because}${breaksStrict ? rolledBack : ''}`,
       { from, to, rewinds, breaksStrict },
     );
   }
@@ -223,15 +223,23 @@ export class Takeover {
     this.next = qemu;
     // Again: one that was just coming up when they were raised has been given those of a standby since.
     core.sides.limit(other(core.side), 'primary');
-    await loadFromImage(qemu, image, from.deviceState, core.hotPath, (page, why) => core.corruptPage(qemu, page, why));
+    const onCorrupt = (page: number, why: string) => core.corruptPage(qemu, page, why);
+    await Promise.all([
+      loadFromImage(qemu, image, from.deviceState, core.hotPath, onCorrupt),
+      this.shadow().completeDisks(),
+    ]);
     faultPoint('promotion', 5);
   }
 
   private async resume(): Promise<void> {
-    const { strict, side } = this.options.core;
-    strict.attach(this.next as QemuProcess, other(side), true);
-    await letRun(this.next as QemuProcess);
-    (this.run as PromotionRun).resumedAtNs = process.hrtime.bigint();
+    const { disks, shadowImage, strict, side } = this.options.core;
+    const run = this.run as PromotionRun;
+    const next = this.next as QemuProcess;
+    const image = shadowImage.opened;
+    const marks = image === null || run.from === null ? [] : disks.marks(image, run.from.epoch);
+    strict.attach(next, other(side), true);
+    await letRun(next, marks);
+    run.resumedAtNs = process.hrtime.bigint();
     faultPoint('promotion', 6);
   }
 
@@ -264,6 +272,7 @@ export class Takeover {
     core.generation = this.switchover.generation;
     core.primary = primary;
     core.side = other(oldSide);
+    core.disks.exchange();
     core.wokeFrom = run.from;
     core.followed = true;
     core.state = 'running';

@@ -94,6 +94,7 @@ export class ManagedVm {
     core.origin = record.origin;
     core.findKernel();
     core.sides.adopt(record, side);
+    core.disks.adopt(primary.pid);
     return vm;
   }
 
@@ -205,6 +206,7 @@ export class ManagedVm {
         // On a tap the rules do that.
         publish: core.sides.network === null ? spec.publish : [],
         onCorrupt: (page, why) => core.corruptPage(core.primary as QemuProcess, page, why),
+        marks: (image) => core.disks.marks(image, image.describe().headEpoch),
         consoleLogPath: host.options.stateDir.consoleLogPath(spec.name),
         accelerator: core.accelerator,
         progress,
@@ -461,6 +463,7 @@ export class ManagedVm {
 
   private watchPrimary(promoted: boolean): void {
     const { core, keeper, takeover } = this;
+    core.watchDisks();
     this.watch = new FailureWatch({
       primary: core.primary as QemuProcess,
       promoted,
@@ -470,7 +473,7 @@ export class ManagedVm {
         (!['guest-hung', 'probe-failed'].includes(cause) || keeper.shadow?.newestConfirmed() !== null),
       onHang: (evidence) =>
         core.event('error', 'failure.no-shadow', `it hangs, and no shadow could take over: ${evidence}`, {}),
-      pausedTotalMs: () => keeper.shadow?.pausedTotalMs() ?? 0,
+      pausedTotalMs: () => (keeper.shadow?.pausedTotalMs() ?? 0) + core.stalledMs(),
       onDeath: (death) => this.primaryDied(death),
       onShutdown: (how) => void this.guestEnded(how),
       onSuspicion: (silentMs) =>
@@ -545,6 +548,7 @@ export class ManagedVm {
           });
         return core.shadowImage.open();
       },
+      disks: core.protectedDisks(),
       launch: async () => {
         await core.otherSideFree;
         return core.launch(other(core.side), true);

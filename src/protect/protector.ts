@@ -1,7 +1,8 @@
 /** Keeps one shadow image close behind one primary: a first comparison, then epoch after epoch, paced. */
 import { monotonicMs } from '../clock.js';
+import type { DiskProtection } from '../disk/disk-protection.js';
 import type { ShadowImage } from '../native/image.js';
-import { EpochSource, type ResidentRam } from '../native/memory.js';
+import { type CommitResult, EpochSource, type ResidentRam } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Durability, PacingLimits } from '../vm/spec.js';
 import type { Quantiles } from '../vm/view.js';
@@ -31,6 +32,8 @@ export interface ProtectorOptions {
   from: CommittedEpoch | null;
   /** Every write since the primary was what the image holds is still to be reported: nothing has to be compared. */
   followed: boolean;
+  /** Not attached yet; closed with this protector. */
+  disks?: DiskProtection;
   /** The waiting QEMU whose resident pages are kept fresh; null when there is none. Asked at each commit. */
   resident: () => ResidentRam | null;
   /** What holds the packets of a VM in strict mode; null in async mode. Asked at each epoch. */
@@ -44,6 +47,7 @@ export interface ProtectionStats {
   pagesScanned: number;
   pagesChanged: number;
   pagesDroppedByChecksum: number;
+  diskPagesChanged: number;
   /** Differed from the shadow although no write had been reported; found by the scrub and repaired. */
   pagesRepaired: number;
   bytesCopied: number;
@@ -88,6 +92,7 @@ export class Protector {
   private pagesScanned = 0;
   private pagesChanged = 0;
   private pagesDropped = 0;
+  private diskPagesChanged = 0;
   private pagesCopied = 0;
   private pagesRepaired = 0;
   private bytesStored = 0;
@@ -146,7 +151,7 @@ export class Protector {
   /** After halt(): a last epoch whose guest stays stopped, for a switchover that loses nothing. */
   async handOver(): Promise<void> {
     await this.halt();
-    const work = cutEpoch(this.options.primary, this.source, true).then(async (cut) => {
+    const work = this.cut(null).then(async (cut) => {
       await this.commit(cut, monotonicMs());
       // All that the guest has ever sent is of committed epochs now; it leaves before anybody else speaks for it.
       this.options.output()?.releaseAll();
@@ -159,6 +164,7 @@ export class Protector {
   async close(): Promise<void> {
     await this.halt();
     this.source.close();
+    this.options.disks?.close();
   }
 
   get committed(): CommittedEpoch | null {
@@ -172,8 +178,13 @@ export class Protector {
 
   /** After halt(): the image goes back to `to`, one of its epochs, and the later ones are given up. */
   async rewind(to: CommittedEpoch): Promise<void> {
-    await this.source.rewind(to.epoch, this.options.resident());
+    await this.source.rewind(to.epoch, this.options.resident(), this.options.disks?.of([]));
     this.history = [to];
+  }
+
+  /** After halt(): the shadow's disks are what the image's head holds. @throws what keeps them from that */
+  async completeDisks(): Promise<void> {
+    await this.options.disks?.complete(this.source);
   }
 
   /** Cuts no epoch for a while, and waits for the one under way. */
@@ -205,6 +216,7 @@ export class Protector {
       pagesScanned: this.pagesScanned,
       pagesChanged: this.pagesChanged,
       pagesDroppedByChecksum: this.pagesDropped,
+      diskPagesChanged: this.diskPagesChanged,
       pagesRepaired: this.pagesRepaired,
       bytesCopied: this.pagesCopied * PAGE_BYTES,
       bytesStored: this.bytesStored,
@@ -214,7 +226,7 @@ export class Protector {
   }
 
   private async run(): Promise<void> {
-    const { primary, events, pacing } = this.options;
+    const { events, pacing } = this.options;
     try {
       await this.begin();
     } catch (error) {
@@ -233,12 +245,13 @@ export class Protector {
       try {
         const first = this.committed === null;
         const output = this.options.output();
-        const cut = await cutEpoch(primary, this.source, false, (paused) => this.notePause(paused), this.quiet, output);
+        const cut = await this.cut({ output });
         await this.commit(cut, startedMs);
         if (output !== null) await this.release(output, cut);
         this.abortsInARow = 0;
         if (first) events.ready();
         await this.scrub();
+        await this.options.disks?.advance(this.source);
       } catch (error) {
         if (this.stopping) return;
         this.quiet = false; // the next epoch has the pages of two
@@ -284,6 +297,7 @@ export class Protector {
   /** Makes sure that every difference between primary and image will be in the next epoch. Once only. */
   private async begin(): Promise<void> {
     if (this.begun) return;
+    await this.options.disks?.attach();
     if (this.options.followed) {
       await this.source.follow();
     } else {
@@ -310,14 +324,33 @@ export class Protector {
     this.pausedSinceMs = paused ? nowMs : null;
   }
 
+  /** @param running null for a last epoch that leaves the guest stopped */
+  private cut(running: { output: OutputHold | null } | null): Promise<CutEpoch> {
+    const { primary, disks } = this.options;
+    const epochs = disks?.epochs ?? null;
+    if (running === null) return cutEpoch(primary, this.source, true, () => {}, false, null, epochs);
+    const notePause = (paused: boolean) => this.notePause(paused);
+    return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, epochs);
+  }
+
+  /** Into the image, whole or not at all. */
+  private async store(cut: CutEpoch): Promise<CommitResult> {
+    const { generation, resident, disks } = this.options;
+    const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs };
+    try {
+      const result = await this.source.commit(when, cut.deviceState, resident(), disks?.of(cut.disks?.receivers ?? []));
+      await cut.disks?.settle();
+      return result;
+    } catch (error) {
+      await cut.disks?.giveBack();
+      throw error;
+    }
+  }
+
   private async commit(cut: CutEpoch, startedMs: number): Promise<void> {
     const lagMs = this.lagMs();
-    const { image, generation, durability, resident, events } = this.options;
-    const result = await this.source.commit(
-      { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs },
-      cut.deviceState,
-      resident(),
-    );
+    const { image, durability, events } = this.options;
+    const result = await this.store(cut);
     if (durability === 'epoch') await image.flush();
     // Whole from here on: pages and device state of the same cut, in one record.
     const previous = this.committed;
@@ -331,6 +364,7 @@ export class Protector {
     this.pagesCopied += cut.copiedPages;
     this.pagesChanged += result.changedPages;
     this.pagesDropped += result.droppedPages;
+    this.diskPagesChanged += result.diskPages;
     this.bytesStored += result.storedBytes;
     this.pagesRepaired += cut.repairedPages;
     if (cut.repairedPages > 0) events.repaired(cut.repairedPages);

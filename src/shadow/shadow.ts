@@ -9,6 +9,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
+import { DiskProtection, type DiskProtectionOptions } from '../disk/disk-protection.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import type { EpochInfo, ImageStats, ShadowImage } from '../native/image.js';
 import type { OutputHold } from '../protect/output-hold.js';
@@ -36,6 +37,10 @@ export interface ShadowOptions {
   followed: boolean;
   /** Nothing that costs CPU time is begun before this: a guest that just woke up needs it. */
   after: Promise<void>;
+  disks: Omit<DiskProtectionOptions, 'primary' | 'image'> & {
+    /** Makes the shadow's files what the image holds, without a protection that would have them ready. */
+    fill: (image: ShadowImage) => Promise<void>;
+  };
   /** See ProtectorOptions. */
   output: () => OutputHold | null;
   /** Starts a waiting QEMU. */
@@ -143,6 +148,12 @@ export class Shadow {
     return to;
   }
 
+  /** After halt(), with the standby taken: its disks are what the image's head holds. @throws what keeps them from that */
+  async completeDisks(): Promise<void> {
+    if (this.protector !== null) await this.protector.completeDisks();
+    else if (this.image !== null) await this.options.disks.fill(this.image);
+  }
+
   /** See Protector.hold. */
   async hold(ms: number): Promise<void> {
     await this.protector?.hold(ms);
@@ -208,6 +219,7 @@ export class Shadow {
       pagesScanned: stats?.pagesScanned ?? 0,
       pagesChanged: stats?.pagesChanged ?? 0,
       pagesDroppedByChecksum: stats?.pagesDroppedByChecksum ?? 0,
+      diskPagesChanged: stats?.diskPagesChanged ?? 0,
       pagesRepaired: stats?.pagesRepaired ?? 0,
       bytesCopied: stats?.bytesCopied ?? 0,
       bytesStored: stats?.bytesStored ?? 0,
@@ -242,6 +254,7 @@ export class Shadow {
       tracking,
       from,
       followed,
+      disks: new DiskProtection({ ...this.options.disks, primary, image }),
       pacing: spec.pacing,
       durability: spec.durability,
       resident: () => this.standby.resident(),

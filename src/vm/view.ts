@@ -42,6 +42,8 @@ export const shadowViewSchema = z.object({
   pagesScanned: z.number().int(),
   pagesChanged: z.number().int(),
   pagesDroppedByChecksum: z.number().int(),
+  /** Of its disks, in 4 KiB. */
+  diskPagesChanged: z.number().int(),
   /** Differed from the shadow although no write had been reported; found by the scrub and repaired. */
   pagesRepaired: z.number().int(),
   bytesCopied: z.number().int(),
