@@ -14,8 +14,9 @@ import { type DisksResult, soakDisks } from './disks.js';
 import type { Distribution } from './distribution.js';
 import { type FailoverOptions, type FailoverResult, soakFailover } from './failover.js';
 import { FAULTS } from './plan.js';
+import { type StrictResult, soakStrict } from './strict.js';
 
-const SOAKS = ['failover', 'disks'] as const;
+const SOAKS = ['failover', 'disks', 'strict'] as const;
 const TRACKINGS = ['auto', 'write', 'checksum'] as const;
 const SEED_MAX = 2 ** 31;
 const ROUNDS_MAX = 100_000;
@@ -58,9 +59,9 @@ function readOptions(): Options {
     const tracking = TRACKINGS.find((way) => way === values.tracking);
     if (tracking === undefined) throw new Error(`--tracking takes ${TRACKINGS.join(', ')}`);
     return {
-      only,
       seed: values.seed === undefined ? randomInt(SEED_MAX) : wholeNumber('--seed', values.seed, 0, SEED_MAX - 1),
       rounds: wholeNumber('--rounds', values.rounds, 1, ROUNDS_MAX),
+      only,
       vm: { ramBytes, vcpus: wholeNumber('--vcpus', values.vcpus, 1, VCPUS_MAX), tracking },
     };
   } catch (error) {
@@ -111,6 +112,21 @@ function summary(result: FailoverResult): string {
   ].join('\n');
 }
 
+function strictSummary(result: StrictResult): string {
+  const row = (what: string, d: Distribution) =>
+    `  ${what.padEnd(30)} p50 ${text(d.p50)}  p99 ${text(d.p99)}  max ${text(d.max)}`;
+  return [
+    `strict mode: ${result.rounds} rounds in ${result.seconds} s: ${result.faults.kill} kill, ${result.faults.hang} hang`,
+    `  operations on the register     ${result.operations}, ${result.acknowledgedWrites} writes acknowledged`,
+    `  bytes streamed                 ${result.streamedBytes}`,
+    `  suspended by itself            ${result.suspensions} times`,
+    row('silence at a kill, ms', result.silenceMs.kill),
+    row('silence at a hang, ms', result.silenceMs.hang),
+    ...result.violations.map((what) => `  VIOLATION: ${what}`),
+    ...(result.violations.length === 0 ? ['  no write lost, no connection broken, no byte wrong'] : []),
+  ].join('\n');
+}
+
 const text = (value: number | null) => (value === null ? '-' : value.toFixed(1)).padStart(7);
 
 const options = readOptions();
@@ -123,16 +139,22 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const)
     abort.abort();
   });
 try {
-  const common = { ...options, ...NETWORK, signal: abort.signal, onProgress: console.log };
-  const failover = options.only.includes('failover') ? await soakFailover(common) : null;
+  const run = { ...options, ...NETWORK, signal: abort.signal, onProgress: console.log };
+  const failover = options.only.includes('failover') ? await soakFailover(run) : null;
+  // Held back packets are a tap's, and a tap is root's.
+  const strict = options.only.includes('strict') && process.getuid?.() === 0 ? await soakStrict(run) : null;
   // Half as many: each of them reads two databases.
   const disks = options.only.includes('disks')
-    ? await soakDisks({ ...common, rounds: Math.ceil(options.rounds / 2) })
+    ? await soakDisks({ ...run, rounds: Math.ceil(options.rounds / 2) })
     : null;
-  writeFileSync(outPath('soak.json'), `${JSON.stringify({ seed: options.seed, failover, disks }, null, 2)}\n`);
-  const summaries = [failover && summary(failover), disks && disksSummary(disks)].filter((each) => each !== null);
-  console.log(`\n${summaries.join('\n')}\n\nresult: out/soak.json`);
-  if ((failover?.failures.length ?? 0) + (disks?.failures.length ?? 0) > 0) process.exitCode = 1;
+  const path = outPath('soak.json');
+  writeFileSync(path, `${JSON.stringify({ seed: options.seed, failover, disks, strict }, null, 2)}\n`);
+  if (failover !== null) console.log(`\n${summary(failover)}`);
+  if (disks !== null) console.log(`\n${disksSummary(disks)}`);
+  if (strict !== null) console.log(`\n${strictSummary(strict)}`);
+  console.log('\nresult: out/soak.json');
+  if ((failover?.failures.length ?? 0) + (disks?.failures.length ?? 0) + (strict?.violations.length ?? 0) > 0)
+    process.exitCode = 1;
 } catch (error) {
   console.error(`soak: ${messageOf(error)}`);
   process.exitCode = 1;

@@ -125,6 +125,7 @@ export class Takeover {
     core.sides.cut(core.side);
     core.primary?.kill();
     const wasStrict = core.strict.mode === 'strict';
+    core.strict.hold?.close();
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     core.primary?.qmp.destroy();
     const shadow = this.shadow();

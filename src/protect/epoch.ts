@@ -44,6 +44,8 @@ export interface CutEpoch {
 const SECOND_PASS_PAGES = 256;
 /** An idle guest writes about 150 between two epochs; these take 0.1 ms to copy, while QEMU saves its devices. */
 const QUIET_PAGES_MAX = 256;
+/** In strict mode somebody waits for the end of the epoch: a pass costs more of that than copying this in the pause. */
+const QUIET_PAGES_STRICT = 768;
 /** A VM that was quiet and is no more: so many are copied in the pause (1 ms), then the guest runs on for a pre-copy. */
 const SURPRISE_PAGES_MAX = 1024;
 /** A `stop` or device state that takes longer is given up: the guest must not stand still for an epoch's sake. */
@@ -129,7 +131,13 @@ export async function cutEpoch(
       await preCopy();
       cut = (await pause()) as NonNullable<typeof cut>; // without a limit it is complete
     }
-    return { ...cut, ...total, disks, deviceState: primary.readDevices(), quiet: total.copiedPages <= QUIET_PAGES_MAX };
+    return {
+      ...cut,
+      ...total,
+      disks,
+      deviceState: primary.readDevices(),
+      quiet: total.copiedPages <= (output === null ? QUIET_PAGES_MAX : QUIET_PAGES_STRICT),
+    };
   } catch (error) {
     onPause(false);
     await (disks as DiskCut | null)?.giveBack();

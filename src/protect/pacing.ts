@@ -50,9 +50,9 @@ export interface Waiting {
 /** However little happens: what comes must find a hold that is young enough. */
 const STRICT_INTERVAL_MS_MAX = 500;
 /** A guest that has sent nothing more for so long has answered what it was asked. */
-const SETTLED_MS = 0.8;
+const SETTLED_MS = 1.8;
 /** One that goes on sending is cut all the same: so long an epoch of a busy guest gathers answers. */
-const GATHER_MS_MAX = 4;
+const GATHER_MS_MAX = 8;
 /** A guest that woke up and has sent nothing is protected all the same. */
 const FIRST_MS_MAX = 80;
 /** It is slow at first, and its first word is seldom its last. */
