@@ -273,9 +273,9 @@ describe.skipIf(!supported)('VMs on two networks', () => {
   test('a shadow has its rules before it runs, and takes the published port over', async () => {
     await manager.port.createShadow('a', () => {});
     const { tap } = manager.port.showVm('a');
+    const guarded = () => [...rules().matchAll(/device "(\w+)"/g)].map((match) => match[1]);
+    await expect.poll(guarded).toEqual(expect.arrayContaining([tap, tap!.replace(/p$/, 's')]));
     const before = rules();
-    const taps = [...before.matchAll(/device "(\w+)"/g)].map((match) => match[1]);
-    expect(taps).toEqual(expect.arrayContaining([tap, tap!.replace(/p$/, 's')]));
     const promoted = manager.nextPromotion('a');
     await manager.port.injectFault('a', 'kill');
     await promoted;
