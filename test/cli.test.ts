@@ -108,6 +108,22 @@ describe('with a daemon', () => {
   });
   afterEach(() => api.close());
 
+  test('history is a chart, lines for a program, or JSON; analyze is words and figures', async () => {
+    await run('vm', 'run', 'web');
+    const drawn = await run('history', 'web', '--since', '2h');
+    expect(drawn.stdout).toMatch(/^cpu of web, .*\n *95\.0% │·/);
+    expect(drawn.stdout).toMatch(/mean 40\.0%, highest 95\.0%, last 90\.0%; 3 points of 1 s\n$/);
+    const query = manager.usage.asked[0]!;
+    expect(query.untilMs - query.sinceMs).toBe(7_200_000);
+    const csv = (await run('history', 'web', '--metric', 'lag', '--csv')).stdout.split('\n');
+    expect(csv[0]).toBe('at,mean,max');
+    expect(csv[1]).toMatch(/^20\d\d-.*Z,10,15$/);
+    expect(JSON.parse((await run('history', 'web', '--json')).stdout)).toMatchObject({ metric: 'cpu', unit: '%' });
+    const analysis = (await run('analyze', 'web')).stdout;
+    expect(analysis).toMatch(/periods: +1 d \(90 % alike\)/);
+    expect(analysis).toMatch(/trend: +\+1\.5% a day/);
+  });
+
   test('every option of run arrives, progress is on stderr, the result on stdout', async () => {
     const line =
       'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg ' +

@@ -4,7 +4,9 @@ import type { Duplex } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
+import type { Metric } from '../history/metrics.js';
 import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
+import type { AnalysisView, HistoryView } from '../vm/usage-view.js';
 import {
   type EpochView,
   type Event,
@@ -53,6 +55,13 @@ export interface CallOptions {
 export interface EpochName {
   epoch?: number | undefined;
   before?: string | undefined;
+}
+
+/** Which metric, over which time; ISO 8601. */
+export interface UsageQuery {
+  metric?: Metric | undefined;
+  since?: string | undefined;
+  until?: string | undefined;
 }
 
 /** Holds no connection between calls, so there is nothing to close. Every method throws ShadowVmError only. */
@@ -157,6 +166,16 @@ export class Client {
   }
   async removeShadow(name: string): Promise<void> {
     await this.#call(routes.removeShadow, { name });
+  }
+
+  /** A metric's past, at most `points` of it. `since`, `until`: ISO 8601. */
+  history(name: string, query: UsageQuery & { points?: number } = {}): Promise<HistoryView> {
+    const { points, ...period } = query;
+    const asked = points === undefined ? {} : { points: String(points) };
+    return this.#call(routes.history, { name, query: { ...defined(period), ...asked } });
+  }
+  analysis(name: string, query: UsageQuery = {}): Promise<AnalysisView> {
+    return this.#call(routes.analysis, { name, query: defined(query) });
   }
 
   async listEvents(filter: { since?: number; limit?: number; vm?: string } = {}): Promise<Event[]> {
@@ -267,6 +286,11 @@ export class Client {
       request.end(body);
     });
   }
+}
+
+/** Without what is undefined, which a query would have as text. */
+function defined<T extends object>(query: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(query).filter(([, value]) => value !== undefined)) as never;
 }
 
 function eventsQuery(filter: { since?: number; limit?: number; vm?: string }): Record<string, string> {

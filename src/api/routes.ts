@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import * as s from './schemas.js';
+import * as u from './usage-schemas.js';
 
 export interface Route {
   method: 'GET' | 'POST' | 'DELETE';
@@ -119,6 +120,9 @@ export const routes = {
   verifySnapshot: change('POST', '/v1/vms/:name/snapshot/verify', 'verify the snapshot', s.verifyViewSchema, {
     long: true,
   }),
+
+  history: query('/v1/vms/:name/history', 'show the history of the VM', u.historyViewSchema, u.historyQuerySchema),
+  analysis: query('/v1/vms/:name/analysis', 'analyze the VM', u.analysisViewSchema, u.analysisQuerySchema),
 
   /** With `follow=true` the answer is NDJSON without end, one event a line. */
   listEvents: query('/v1/events', 'list the events', s.eventsResponseSchema, s.eventsQuerySchema),

@@ -22,6 +22,7 @@ import { Follower } from './follower.js';
 import { openApi } from './openapi.js';
 import { CONSOLE_PATH, noBody, type Route, routes } from './routes.js';
 import { CONSOLE_PROTOCOL, check, describeIssues, NDJSON, nameParamsSchema, type VersionResponse } from './schemas.js';
+import { serveUsage } from './usage-routes.js';
 
 const API_LIMITS = {
   bodyBytes: 64 * 1024,
@@ -69,6 +70,8 @@ interface Input<R extends Route> {
   hungUp: AbortSignal;
 }
 type Answer<R extends Route> = z.input<R['response']>;
+/** Registers what answers a route. */
+export type Serve = <R extends Route>(route: R, handler: Handler<R>) => void;
 type Handler<R extends Route> = (input: Input<R>, progress: OnProgress) => Promise<Answer<R>> | Answer<R>;
 
 function wantedOf({ epoch, before }: { epoch?: number | undefined; before?: string | undefined }): WantedEpoch | null {
@@ -183,6 +186,7 @@ class Api implements ApiServer {
     );
     this.#serve(routes.exportSnapshot, ({ name, body }, progress) => manager.exportSnapshot(name, body.path, progress));
     this.#serve(routes.verifySnapshot, ({ name }, progress) => manager.verifySnapshot(name, progress));
+    serveUsage((route, handler) => this.#serve(route, handler), manager.usage);
     this.#app.get(routes.listEvents.path, (request, reply) => this.#events(request, reply));
     this.#app.get(CONSOLE_PATH, (request, reply) =>
       this.#answerError(needsUpgrade(request.url), request, reply.header('upgrade', CONSOLE_PROTOCOL)),

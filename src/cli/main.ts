@@ -4,6 +4,7 @@ import { addDaemonVerb } from './daemon.js';
 import { addDoctorVerb } from './doctor.js';
 import { addEventsVerb } from './events.js';
 import { addForecastVerbs } from './forecast.js';
+import { addHistoryVerbs } from './history.js';
 import { addImageVerbs } from './image.js';
 import { VERSION } from './package.js';
 import { usageError } from './parse.js';
@@ -40,6 +41,7 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addShadowVerbs(program);
   addSnapshotVerbs(program);
   addEventsVerb(program);
+  addHistoryVerbs(program);
   addImageVerbs(program);
   addForecastVerbs(program);
   addDoctorVerb(program);

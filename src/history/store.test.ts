@@ -28,6 +28,13 @@ it('keeps seconds for an hour, and rolls them up', () => {
   again.close();
 });
 
+it('answers in seconds as long as those reach back, wherever in a coarser row they began', () => {
+  const store = HistoryStore.open(file);
+  for (let s = 130; s < 400; s++) store.append('web', T0 + s, { cpu: 1 });
+  expect(store.query('web', 'cpu', 0, T0 + 400)).toHaveLength(270);
+  store.close();
+});
+
 it('fills the bucket that was open at a crash again from its seconds', () => {
   const crashed = HistoryStore.open(file);
   for (let s = 0; s < 30; s++) crashed.append('web', T0 + s, { cpu: 10 });

@@ -9,24 +9,7 @@
 import Database from 'libsql';
 import { ShadowVmError } from '../errors.js';
 import { isUsage } from '../monitor/usage-value.js';
-
-export const METRICS = [
-  'cpu',
-  'stolen',
-  'throttled',
-  'memory',
-  'balloon',
-  'guest-memory',
-  'network-bytes',
-  'network-packets',
-  'disk-bytes',
-  'disk-operations',
-  'dirty-rate',
-  'pause',
-  'lag',
-] as const;
-export type Metric = (typeof METRICS)[number];
-export type UsageSample = Partial<Record<Metric, number>>;
+import { METRICS, type Metric, type UsageSample } from './metrics.js';
 
 export interface HistoryPoint {
   /** Unix time of the bucket's begin, in seconds. */
@@ -162,14 +145,12 @@ export class HistoryStore {
     const id = this.ids.get(vm) ?? this.lookUp(vm);
     if (id === undefined) return [];
     const oldest = this.database.prepare('SELECT min(t) AS t FROM usage WHERE vm = ? AND tier = ?');
-    const reaches = TIERS.map(({ stepS }, tier) => {
-      const { t } = oldest.get(id, tier) as { t: number | null };
-      return t === null ? Number.POSITIVE_INFINITY : t - stepS;
-    });
-    const furthest = Math.max(sinceS, Math.min(...reaches));
+    const begins = TIERS.map((_, tier) => (oldest.get(id, tier) as { t: number | null }).t ?? Number.POSITIVE_INFINITY);
+    // What a coarse row holds may begin anywhere in it: the finer ones do not reach less far for beginning in its middle.
+    const furthest = Math.max(sinceS, Math.min(...TIERS.map(({ stepS }, tier) => begins[tier]! + stepS)));
     const tier = Math.max(
       0,
-      reaches.findIndex((reach) => reach <= furthest),
+      begins.findIndex((begin) => begin <= furthest),
     );
     const rows = this.database
       .prepare('SELECT t, data FROM usage WHERE vm = ? AND tier = ? AND t >= ? AND t < ? ORDER BY t')
@@ -178,6 +159,26 @@ export class HistoryStore {
     return rows
       .map(({ t, data }) => ({ atS: t, mean: floatOf(data, 2 * at), max: floatOf(data, 2 * at + 1) }))
       .filter(({ mean }) => !Number.isNaN(mean));
+  }
+
+  /**
+   * Every metric's maxima in buckets of at least `stepS` (coarsest rows that are not longer), oldest first: what a
+   * forecaster is taught from after a restart. @param take gets the begin of a row and a reader of its metrics
+   */
+  replay(
+    vm: string,
+    sinceS: number,
+    stepS: number,
+    take: (atS: number, max: (metric: Metric) => number) => void,
+  ): void {
+    this.flushOpen(vm);
+    const id = this.ids.get(vm) ?? this.lookUp(vm);
+    if (id === undefined) return;
+    const tier = TIERS.findLastIndex((each) => each.stepS <= stepS);
+    const rows = this.database
+      .prepare('SELECT t, data FROM usage WHERE vm = ? AND tier = ? AND t >= ? ORDER BY t')
+      .all(id, Math.max(0, tier), sinceS) as Row[];
+    for (const { t, data } of rows) take(t, (metric) => floatOf(data, 2 * METRICS.indexOf(metric) + 1));
   }
 
   remove(vm: string): void {

@@ -26,6 +26,7 @@ import { Origins } from './origins.js';
 import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from './port.js';
 import type { StartFrom } from './primary-start.js';
 import { exportSnapshot, importSnapshot, verifySnapshot } from './snapshots.js';
+import { UsageDesk, vmNotFound } from './usage-desk.js';
 import { verifyByStart } from './verify-start.js';
 import { ManagedVm } from './vm.js';
 
@@ -46,9 +47,11 @@ export class Manager implements ManagerPort {
   private closing: Promise<void> | null = null;
 
   private readonly origins: Origins;
+  readonly usage: UsageDesk;
 
   constructor(private readonly host: Host) {
     this.origins = new Origins(host);
+    this.usage = new UsageDesk(host, this.vms);
   }
 
   /** Takes over the VMs of a manager that was killed, and wakes those up whose QEMU has died since. */
@@ -57,6 +60,7 @@ export class Manager implements ManagerPort {
     for (const { vm } of recovered) this.vms.set(vm.spec.name, vm);
     // In the background: the API is there meanwhile, and one VM that can not be woken up keeps no other from it.
     for (const { vm, revive } of recovered) if (revive) void this.revive(vm);
+    this.usage.start();
   }
 
   /** A VM that died while no manager was there goes on from its newest epoch, as after any death. */
@@ -228,6 +232,7 @@ export class Manager implements ManagerPort {
       await vm.kill();
     }
     this.vms.delete(name);
+    this.usage.forget(name);
     await this.host.options.stateDir.removeVmRecord(name);
     this.host.options.events.append('info', 'vm.removed', name, 'the VM was removed', {});
   }
@@ -356,18 +361,13 @@ export class Manager implements ManagerPort {
         await vm.release(); // also what was not running but promoting
       }),
     );
+    await this.usage.close();
     await this.host.close();
   }
 
   private get(name: string, attempted: string): ManagedVm {
     const vm = this.vms.get(name);
-    if (vm === undefined)
-      throw new ShadowVmError('VM_NOT_FOUND', {
-        attempted,
-        subject: name,
-        reason: 'no VM has this name',
-        remedy: 'See which there are: shadowvm vm ls',
-      });
+    if (vm === undefined) throw vmNotFound(name, attempted);
     return vm;
   }
 

@@ -3,8 +3,10 @@
  * other waits its shadow, and at each promotion they change roles while the names stay.
  */
 import type { Logger } from 'pino';
+import type { CgroupUsage } from '../allocate/cgroup.js';
 import { startTicks } from '../host/process-stat.js';
 import { tapName } from '../network/address.js';
+import type { InterfaceCounters } from '../network/native.js';
 import type { Network } from '../network/network.js';
 import type { Kernel, NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
@@ -139,9 +141,19 @@ export class VmSides {
   }
 
   networkBytes(side: Side): number {
-    if (this.network === null) return 0;
-    const { rxBytes, txBytes } = this.network.counters(this.tap(side));
-    return rxBytes + txBytes;
+    const counters = this.networkCounters(side);
+    return counters === null ? 0 : counters.rxBytes + counters.txBytes;
+  }
+
+  /** null without a tap. @throws NETWORK_FAILED */
+  networkCounters(side: Side): InterfaceCounters | null {
+    return this.network?.counters(this.tap(side)) ?? null;
+  }
+
+  /** What the QEMU of a side has used by its cgroup's count; null without cgroups. */
+  groupUsage(side: Side): CgroupUsage | null {
+    const group = this.groups.get(side);
+    return group === undefined ? null : (this.host.cgroups?.usage(group) ?? null);
   }
 
   tap(side: Side): string {

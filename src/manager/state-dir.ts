@@ -5,6 +5,7 @@
  *     shadowvm.sock             the API
  *     log/manager.log  (.1)     what the manager did, as JSON lines
  *     events.jsonl     (.1)     what happened to VMs and shadows, as JSON lines
+ *     history.db (-wal, -shm)   what each VM used, in SQLite, see src/history/store.ts
  *     vms/<name>/vm.json        what was declared about a VM and what it left on the host, see `vmRecordSchema`
  *     vms/<name>/console.log    the guest's serial console
  *     vms/<name>/qemu.log       what QEMU said
@@ -44,7 +45,11 @@ const SOCKET_PATH_BYTES_MAX = 107;
 const RUN_NAME_BYTES_MAX = 48;
 export const STATE_PATH_BYTES_MAX = SOCKET_PATH_BYTES_MAX - '/run/'.length - RUN_NAME_BYTES_MAX;
 
-const ENTRIES = ['daemon.lock', 'shadowvm.sock', 'log', 'events.jsonl', 'events.jsonl.1', 'vms', 'run', 'images'];
+const HISTORY_FILE = 'history.db';
+const ENTRIES = [
+  ...['daemon.lock', 'shadowvm.sock', 'log', 'events.jsonl', 'events.jsonl.1', 'vms', 'run', 'images'],
+  ...[HISTORY_FILE, `${HISTORY_FILE}-wal`, `${HISTORY_FILE}-shm`],
+];
 
 /** Where the state is when nobody says: root serves the whole host, everybody else has a manager of their own. */
 export function defaultStatePath(env: NodeJS.ProcessEnv = process.env, uid = process.getuid?.()): string {
@@ -60,6 +65,7 @@ export interface StateLayout {
   socketPath: string;
   logPath: string;
   eventsPath: string;
+  historyPath: string;
   vmsDir: string;
   runDir: string;
   imagesDir: string;
@@ -73,6 +79,7 @@ export function stateLayout(path: string): StateLayout {
     socketPath: join(root, 'shadowvm.sock'),
     logPath: join(root, 'log', 'manager.log'),
     eventsPath: join(root, 'events.jsonl'),
+    historyPath: join(root, HISTORY_FILE),
     vmsDir: join(root, 'vms'),
     runDir: join(root, 'run'),
     imagesDir: join(root, 'images'),
@@ -120,6 +127,7 @@ export class StateDir implements StateLayout {
   readonly socketPath: string;
   readonly logPath: string;
   readonly eventsPath: string;
+  readonly historyPath: string;
   readonly vmsDir: string;
   readonly runDir: string;
   readonly imagesDir: string;
@@ -133,6 +141,7 @@ export class StateDir implements StateLayout {
     this.socketPath = layout.socketPath;
     this.logPath = layout.logPath;
     this.eventsPath = layout.eventsPath;
+    this.historyPath = layout.historyPath;
     this.vmsDir = layout.vmsDir;
     this.runDir = layout.runDir;
     this.imagesDir = layout.imagesDir;

@@ -1,0 +1,21 @@
+/** What goes over the API's socket about usage; see schemas.ts. */
+import { z } from 'zod';
+import { analysisViewSchema, historyViewSchema, metricSchema } from '../vm/usage-view.js';
+import { integerText } from './schemas.js';
+
+export const POINTS_MAX = 2000;
+const momentSchema = z.iso.datetime({ offset: true });
+
+export const analysisQuerySchema = z.strictObject({
+  metric: metricSchema.default('cpu'),
+  /** ISO 8601. Default: a fortnight ago. */
+  since: momentSchema.optional(),
+  /** ISO 8601. Default: now. */
+  until: momentSchema.optional(),
+});
+export const historyQuerySchema = z.strictObject({
+  ...analysisQuerySchema.shape,
+  /** Points of the answer at most: where there are more, neighbours are put together. */
+  points: integerText.pipe(z.number().min(1).max(POINTS_MAX)).default(POINTS_MAX),
+});
+export { analysisViewSchema, historyViewSchema };

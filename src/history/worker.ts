@@ -1,0 +1,43 @@
+/** The history's thread: SQLite's fsync and the forecasts' arithmetic must not stand in the way of an epoch's pause. */
+import fs from 'node:fs';
+import os from 'node:os';
+import { type MessagePort, parentPort, workerData } from 'node:worker_threads';
+import { toShadowVmError } from '../errors.js';
+import { Archive } from './archive.js';
+import type { Answer, Call } from './service.js';
+
+const NICE = 5;
+
+serve(parentPort as MessagePort, (workerData as { path: string }).path);
+
+function serve(port: MessagePort, path: string): void {
+  yieldToGuests();
+  let archive: Archive | null = null;
+  const answerTo = (id: number, work: () => unknown) => {
+    let answer: Answer;
+    try {
+      answer = { id, result: work() };
+    } catch (error) {
+      answer = { id, error: toShadowVmError(error, 'keep the usage history').toJSON() };
+    }
+    port.postMessage(answer);
+  };
+  // The first answer tells whether there is a history at all.
+  answerTo(0, () => {
+    archive = new Archive(path);
+  });
+  port.on('message', ({ id, method, args }: Call) => {
+    answerTo(id, () => (archive?.[method] as ((...all: unknown[]) => unknown) | undefined)?.apply(archive, args));
+    if (method === 'close') port.close();
+  });
+}
+
+/** The manager runs ahead of all others, and this is the part of it that nobody waits for. */
+function yieldToGuests(): void {
+  try {
+    const tid = Number(fs.readlinkSync('/proc/thread-self').split('/').at(-1));
+    os.setPriority(tid, NICE);
+  } catch {
+    // Then it competes with them.
+  }
+}

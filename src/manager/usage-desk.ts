@@ -1,0 +1,122 @@
+/** Everything about the VMs' usage in one place: what is measured goes to the history, and questions are answered. */
+import { ShadowVmError } from '../errors.js';
+import type { VmSecond } from '../history/archive.js';
+import { METRIC_UNITS, type Metric } from '../history/metrics.js';
+import { HistoryService } from '../history/service.js';
+import type { AnalysisView, HistoryView } from '../vm/usage-view.js';
+import { HistoryFeed } from './history-feed.js';
+import type { Host } from './host.js';
+import type { HistoryQuery, UsagePort } from './usage-port.js';
+import type { ManagedVm } from './vm.js';
+
+export class UsageDesk implements UsagePort {
+  private readonly service: HistoryService;
+  private readonly feed: HistoryFeed;
+
+  constructor(
+    host: Host,
+    private readonly vms: ReadonlyMap<string, ManagedVm>,
+  ) {
+    const { events, log, stateDir } = host.options;
+    this.service = new HistoryService({
+      path: stateDir.historyPath,
+      onTrouble: (error, retryMs) => {
+        const then = retryMs === null ? '' : `; it is tried again in ${retryMs} ms`;
+        events.append('error', 'history.trouble', null, `usage is not recorded: ${error.message}${then}`, {
+          code: error.code,
+          retryMs,
+        });
+      },
+      onLoss: (seconds) =>
+        events.append('warn', 'history.lost', null, `${seconds} s of usage were lost: the history did not keep up`, {
+          seconds,
+        }),
+    });
+    this.feed = new HistoryFeed({
+      sources: () => [...vms.values()].map((vm) => ({ name: vm.spec.name, sample: () => vm.usage.sample() })),
+      take: (seconds) => this.take(seconds),
+      onError: (error) => log.warn({ err: error }, 'reading the usage of a VM'),
+    });
+  }
+
+  start(): void {
+    this.feed.start();
+  }
+
+  async close(): Promise<void> {
+    await this.feed.stop();
+    await this.service.close();
+  }
+
+  /** A VM is gone, and so is what it used. */
+  forget(vm: string): void {
+    this.service.ask('remove', vm).catch(() => {}); // no history, nothing to forget; else told by onTrouble
+  }
+
+  async history(vm: string, { metric, sinceMs, untilMs, pointsMax }: HistoryQuery): Promise<HistoryView> {
+    this.requireVm(vm, 'show the history');
+    const { stepS, points } = await this.service.ask(
+      'points',
+      vm,
+      metric,
+      Math.floor(sinceMs / 1000),
+      Math.ceil(untilMs / 1000),
+      pointsMax,
+    );
+    return {
+      ...about(vm, metric),
+      stepS,
+      points: points.map(({ atS, mean, max }) => ({ at: isoOf(atS), mean, max })),
+    };
+  }
+
+  async analysis(vm: string, { metric, sinceMs, untilMs }: Omit<HistoryQuery, 'pointsMax'>): Promise<AnalysisView> {
+    this.requireVm(vm, 'analyze the VM');
+    const { intervalS, sinceS, analysis } = await this.service.ask(
+      'analysis',
+      vm,
+      metric,
+      Math.floor(sinceMs / 1000),
+      Math.ceil(untilMs / 1000),
+    );
+    const known = (value: number) => (Number.isFinite(value) ? value : null);
+    return {
+      ...about(vm, metric),
+      ...analysis,
+      since: isoOf(sinceS),
+      intervalS,
+      mean: known(analysis.mean),
+      median: known(analysis.median),
+      p99: known(analysis.p99),
+      burstiness: known(analysis.burstiness),
+      periods: analysis.periods.map(({ samples, strength }) => ({ seconds: samples * intervalS, strength })),
+      changePoints: analysis.changePoints.map(({ at, before, after }) => ({
+        at: isoOf(sinceS + at * intervalS),
+        before,
+        after,
+      })),
+    };
+  }
+
+  private take(seconds: VmSecond[]): void {
+    this.service.take(seconds);
+  }
+
+  private requireVm(name: string, attempted: string): ManagedVm {
+    const vm = this.vms.get(name);
+    if (vm !== undefined) return vm;
+    throw vmNotFound(name, attempted);
+  }
+}
+
+export function vmNotFound(name: string, attempted: string): ShadowVmError {
+  return new ShadowVmError('VM_NOT_FOUND', {
+    attempted,
+    subject: name,
+    reason: 'no VM has this name',
+    remedy: 'See which there are: shadowvm vm ls',
+  });
+}
+
+const about = (vm: string, metric: Metric) => ({ vm, metric, unit: METRIC_UNITS[metric] });
+const isoOf = (unixS: number): string => new Date(unixS * 1000).toISOString();

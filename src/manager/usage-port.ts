@@ -1,0 +1,18 @@
+/** What the API may ask about usage; see port.ts. */
+import type { Metric } from '../history/metrics.js';
+import type { AnalysisView, HistoryView } from '../vm/usage-view.js';
+
+export interface HistoryQuery {
+  metric: Metric;
+  /** Unix time, ms. */
+  sinceMs: number;
+  untilMs: number;
+  pointsMax: number;
+}
+
+export interface UsagePort {
+  /** @throws VM_NOT_FOUND, STATE_CORRUPT when there is no history */
+  history(vm: string, query: HistoryQuery): Promise<HistoryView>;
+  /** What kind of load it was, in words and figures. @throws VM_NOT_FOUND, STATE_CORRUPT */
+  analysis(vm: string, query: Omit<HistoryQuery, 'pointsMax'>): Promise<AnalysisView>;
+}

@@ -1,0 +1,34 @@
+/** Usage of VMs that there are not, for tests of what is between a user and the manager. */
+import { METRIC_UNITS } from '../src/history/metrics.js';
+import type { HistoryQuery, UsagePort } from '../src/manager/usage-port.js';
+import type { AnalysisView, HistoryView } from '../src/vm/usage-view.js';
+
+export class FakeUsage implements UsagePort {
+  readonly asked: HistoryQuery[] = [];
+
+  /** @param find throws where there is no such VM */
+  constructor(private readonly find: (vm: string) => unknown) {}
+
+  async history(vm: string, query: HistoryQuery): Promise<HistoryView> {
+    this.find(vm);
+    this.asked.push(query);
+    const { metric, sinceMs } = query;
+    const points = [10, 20, 90].map((mean, i) => ({
+      at: new Date(sinceMs + i * 1000).toISOString(),
+      mean,
+      max: mean + 5,
+    }));
+    return { vm, metric, unit: METRIC_UNITS[metric], stepS: 1, points };
+  }
+
+  async analysis(vm: string, { metric, sinceMs }: Omit<HistoryQuery, 'pointsMax'>): Promise<AnalysisView> {
+    this.find(vm);
+    const since = new Date(sinceMs).toISOString();
+    return {
+      ...{ vm, metric, unit: METRIC_UNITS[metric], since, intervalS: 300, samples: 4032, class: 'periodic' },
+      ...{ mean: 30, median: 25, p99: 90, burstiness: 3.6, trendPerDay: 1.5, words: 'periodic: as it is' },
+      periods: [{ seconds: 86_400, strength: 0.9 }],
+      changePoints: [{ at: since, before: 10, after: 25 }],
+    };
+  }
+}
