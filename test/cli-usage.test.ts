@@ -82,6 +82,8 @@ describe.concurrent('a command line that is wrong ends with 2 and says why', () 
     ['history web --metric heat', 'Allowed choices are cpu, stolen'],
     ['history web --since 1h --until 2h', '--since is not before --until'],
     ['history web --since yesterday', 'neither a time of day'],
+    ['daemon --forecast-interval 1500ms', 'not whole seconds from 1 to 3600'],
+    ['daemon --season 2h --forecast-interval 1h', 'a season of 2.0 samples can not be forecast'],
     ['vm ls --colour', "unknown option '--colour'"],
     ['frobnicate', "unknown command 'frobnicate'"],
     ['daemon --log-level loud', 'Allowed choices are'],

@@ -1,7 +1,7 @@
 /** Usage of VMs that there are not, for tests of what is between a user and the manager. */
 import { METRIC_UNITS } from '../src/history/metrics.js';
 import type { HistoryQuery, UsagePort } from '../src/manager/usage-port.js';
-import type { AnalysisView, HistoryView } from '../src/vm/usage-view.js';
+import type { AnalysisView, ForecastView, HistoryView, ThresholdView } from '../src/vm/usage-view.js';
 
 export class FakeUsage implements UsagePort {
   readonly asked: HistoryQuery[] = [];
@@ -30,5 +30,21 @@ export class FakeUsage implements UsagePort {
       periods: [{ seconds: 86_400, strength: 0.9 }],
       changePoints: [{ at: since, before: 10, after: 25 }],
     };
+  }
+
+  forecasts(vm: string): ForecastView[] {
+    this.find(vm);
+    const at = '2026-01-01T00:05:00.000Z';
+    const ahead = [{ at, expected: 40, upper80: 50, upper95: 60, upper99: 70 }];
+    return [{ vm, metric: 'demand', unit: '%', intervalS: 300, samples: 600, last: 35, limit: 80, ahead }];
+  }
+
+  thresholds(vm: string): ThresholdView[] {
+    this.find(vm);
+    const reason = '60.0% is expected and at most 70.0%: 10% above that';
+    const policy = { floor: 50, ceiling: 95, margin: 0.1, hysteresis: 0.1 };
+    return [
+      { metric: 'cpu', unit: '%', value: 77, reason, ...policy, measured: 81, alarm: true, unchangedForMs: 60_000 },
+    ];
   }
 }

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import type { ShadowVmError } from '../src/errors.js';
+import type { Outlook } from '../src/forecast/outlook.js';
 import { HistoryService } from '../src/history/service.js';
 
 const T0 = 1_700_006_400;
@@ -11,10 +12,13 @@ let dir: string;
 let service: HistoryService;
 const trouble: ShadowVmError[] = [];
 const losses: number[] = [];
+const outlooks: { vm: string; told: Outlook[] }[] = [];
 
 function open(file = 'history.db'): HistoryService {
   service = new HistoryService({
     path: join(dir, file),
+    forecasts: { intervalS: 10, seasonS: 240 },
+    onOutlook: (vm, told) => outlooks.push({ vm, told }),
     onTrouble: (error) => trouble.push(error),
     onLoss: (seconds) => losses.push(seconds),
   });
@@ -25,6 +29,7 @@ beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), 'shadowvm-service-'));
   trouble.length = 0;
   losses.length = 0;
+  outlooks.length = 0;
 });
 afterEach(async () => {
   await service.close();
@@ -47,6 +52,28 @@ it('loses seconds rather than keep more than a few waiting, and tells it', async
   service.take([{ vm: 'web', atS: T0 + 40, usage: { cpu: 1 } }]);
   expect(losses).toEqual([10]);
   expect((await service.ask('points', 'web', 'cpu', T0, T0 + 60, 60)).points).toHaveLength(31);
+});
+
+it('forecasts each VM, and after a restart goes on from what the history holds', async () => {
+  const load = (s: number) => (s % 240 < 60 ? 90 : 10);
+  const second = (s: number) => [{ vm: 'web', atS: T0 + s, usage: { demand: load(s) } }];
+  open();
+  for (let s = 0; s < 1600; s += 20) {
+    for (let i = s; i < s + 20; i++) service.take(second(i));
+    await service.ask('points', 'web', 'demand', T0, T0 + 1, 1);
+  }
+  expect(outlooks.at(-1)!.told[0]).toMatchObject({ metric: 'demand', samples: 159 });
+  await service.close();
+  outlooks.length = 0;
+  open();
+  service.take(second(1600));
+  await vi.waitFor(() => expect(outlooks).toHaveLength(1), 5000);
+  const [{ vm, told }] = outlooks as [{ vm: string; told: Outlook[] }];
+  expect(vm).toBe('web');
+  expect(told[0]!.samples).toBe(160);
+  // Interval 160 is the last third of a season; the next begins in 8.
+  expect(told[0]!.ahead[2]!.expected).toBeLessThan(30);
+  expect(told[0]!.ahead[10]!.expected).toBeGreaterThan(60);
 });
 
 it('bounds the questions that wait', async () => {

@@ -6,7 +6,7 @@ import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
 import type { Metric } from '../history/metrics.js';
 import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
-import type { AnalysisView, HistoryView } from '../vm/usage-view.js';
+import type { AnalysisView, ForecastView, HistoryView, ThresholdView } from '../vm/usage-view.js';
 import {
   type EpochView,
   type Event,
@@ -176,6 +176,12 @@ export class Client {
   }
   analysis(name: string, query: UsageQuery = {}): Promise<AnalysisView> {
     return this.#call(routes.analysis, { name, query: defined(query) });
+  }
+  async forecasts(name: string): Promise<ForecastView[]> {
+    return (await this.#call(routes.forecasts, { name })).forecasts;
+  }
+  async thresholds(name: string): Promise<ThresholdView[]> {
+    return (await this.#call(routes.thresholds, { name })).thresholds;
   }
 
   async listEvents(filter: { since?: number; limit?: number; vm?: string } = {}): Promise<Event[]> {

@@ -123,6 +123,8 @@ export const routes = {
 
   history: query('/v1/vms/:name/history', 'show the history of the VM', u.historyViewSchema, u.historyQuerySchema),
   analysis: query('/v1/vms/:name/analysis', 'analyze the VM', u.analysisViewSchema, u.analysisQuerySchema),
+  forecasts: query('/v1/vms/:name/forecasts', 'show the forecasts of the VM', u.forecastsResponseSchema),
+  thresholds: query('/v1/vms/:name/thresholds', 'show the thresholds of the VM', u.thresholdsResponseSchema),
 
   /** With `follow=true` the answer is NDJSON without end, one event a line. */
   listEvents: query('/v1/events', 'list the events', s.eventsResponseSchema, s.eventsQuerySchema),

@@ -8,6 +8,8 @@ const FORTNIGHT_MS = 14 * 86_400_000;
 export function serveUsage(serve: Serve, usage: UsagePort): void {
   serve(routes.history, ({ name, query }) => usage.history(name, { ...period(query), pointsMax: query.points }));
   serve(routes.analysis, ({ name, query }) => usage.analysis(name, period(query)));
+  serve(routes.forecasts, ({ name }) => ({ forecasts: usage.forecasts(name) }));
+  serve(routes.thresholds, ({ name }) => ({ thresholds: usage.thresholds(name) }));
 }
 
 function period(query: {

@@ -1,6 +1,12 @@
 /** What goes over the API's socket about usage; see schemas.ts. */
 import { z } from 'zod';
-import { analysisViewSchema, historyViewSchema, metricSchema } from '../vm/usage-view.js';
+import {
+  analysisViewSchema,
+  forecastViewSchema,
+  historyViewSchema,
+  metricSchema,
+  thresholdViewSchema,
+} from '../vm/usage-view.js';
 import { integerText } from './schemas.js';
 
 export const POINTS_MAX = 2000;
@@ -18,4 +24,6 @@ export const historyQuerySchema = z.strictObject({
   /** Points of the answer at most: where there are more, neighbours are put together. */
   points: integerText.pipe(z.number().min(1).max(POINTS_MAX)).default(POINTS_MAX),
 });
+export const forecastsResponseSchema = z.object({ forecasts: z.array(forecastViewSchema) });
+export const thresholdsResponseSchema = z.object({ thresholds: z.array(thresholdViewSchema) });
 export { analysisViewSchema, historyViewSchema };

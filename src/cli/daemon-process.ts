@@ -7,6 +7,7 @@ import { resolve } from 'node:path';
 import { type Logger, multistream, pino } from 'pino';
 import { serveApi } from '../api/server.js';
 import { type ShadowVmError, toShadowVmError } from '../errors.js';
+import type { ForecastSettings } from '../forecast/outlook.js';
 import { EventLog } from '../manager/events.js';
 import { openManager } from '../manager/manager.js';
 import { RotatingFile } from '../manager/rotating-file.js';
@@ -20,6 +21,7 @@ export interface DaemonOptions {
   imagesDir: string;
   bridge?: string;
   subnet?: string;
+  forecasts: ForecastSettings;
   logLevel: string;
   logToStderr: boolean;
   json: boolean;
@@ -96,6 +98,7 @@ async function startAndWait(options: DaemonOptions, ending: Ending, undo: Undo):
     imagesDir,
     events,
     log,
+    forecasts: options.forecasts,
     ...(options.bridge === undefined ? {} : { bridge: options.bridge }),
     ...(options.subnet === undefined ? {} : { subnet: options.subnet }),
   });

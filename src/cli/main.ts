@@ -11,6 +11,7 @@ import { usageError } from './parse.js';
 import { addGlobalOptions, exitWhenReaderLeaves, printError } from './session.js';
 import { addShadowVerbs } from './shadow.js';
 import { addSnapshotVerbs } from './snapshot.js';
+import { addThresholdVerbs } from './threshold.js';
 import { addVersionVerb } from './version.js';
 import { addVmVerbs } from './vm.js';
 
@@ -44,6 +45,7 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addHistoryVerbs(program);
   addImageVerbs(program);
   addForecastVerbs(program);
+  addThresholdVerbs(program);
   addDoctorVerb(program);
   addVersionVerb(program);
   return program;

@@ -53,6 +53,17 @@ export function publishedPort(text: string): PublishedPort {
   return { hostPort, guestPort };
 }
 
+export const forecastIntervalS = wholeSeconds('the interval of the forecasts', 1, 3600);
+export const seasonS = wholeSeconds('the season', 4, 4 * 7 * 86_400);
+
+function wholeSeconds(what: string, min: number, max: number): (text: string) => number {
+  return (text) => {
+    const seconds = parseDurationMs(text, what) / 1000;
+    if (Number.isInteger(seconds) && seconds >= min && seconds <= max) return seconds;
+    throw malformed(what, text, `it is not whole seconds from ${min} to ${max}`, 'Write a number and s, m or h');
+  };
+}
+
 export const epochNumber = wholeNumber('the epoch', 1, Number.MAX_SAFE_INTEGER);
 
 /** A moment as ISO 8601 text: said so, or as a time that has passed since, such as `30s`. */

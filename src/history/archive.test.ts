@@ -10,7 +10,11 @@ let archive: Archive;
 
 beforeEach(() => {
   dir = mkdtempSync(path.join(os.tmpdir(), 'shadowvm-archive-'));
-  archive = new Archive(path.join(dir, 'history.db'));
+  archive = new Archive({
+    path: path.join(dir, 'history.db'),
+    forecasts: { intervalS: 300, seasonS: 86_400 },
+    onOutlook: () => {},
+  });
 });
 afterEach(() => {
   archive.close();

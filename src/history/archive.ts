@@ -1,5 +1,6 @@
-/** What the history's thread does: takes what VMs used, and answers questions about it. */
+/** What the history's thread does: takes what VMs used, forecasts it, and answers questions about it. */
 import { type Analysis, analyze } from '../forecast/analysis.js';
+import { type ForecastSettings, type Outlook, TAUGHT_SAMPLES, VmForecasts } from '../forecast/outlook.js';
 import { amount } from '../vm/amount-text.js';
 import { METRIC_UNITS, type Metric, type UsageSample } from './metrics.js';
 import { type HistoryPoint, HistoryStore } from './store.js';
@@ -33,18 +34,75 @@ const STEPS_S = [1, 5, 10, 30, 60, 300, 900, 3600, 6 * 3600, 86_400];
 /** Below it at 99 % of the time a VM does nothing, in the unit of the metric. */
 const IDLE_BELOW: Partial<Record<Metric, number>> = { cpu: 5, demand: 5, 'network-bytes': 1000, 'dirty-rate': 65_536 };
 
+/** Rows of the past that are learnt in one turn: some 10 ms. */
+const TAUGHT_PER_TURN = 16;
+
+export interface ArchiveOptions {
+  path: string;
+  forecasts: ForecastSettings;
+  /** What is expected of a VM from now on; told at the end of each interval. */
+  onOutlook: (vm: string, outlooks: Outlook[]) => void;
+}
+
 export class Archive {
   private readonly store: HistoryStore;
+  private readonly forecasts = new Map<string, VmForecasts>();
+  /** VMs of an earlier run, whose forecasters still learn what the history holds. */
+  private readonly learning = new Map<string, Iterator<void>>();
 
   /** @throws STATE_CORRUPT */
-  constructor(path: string) {
-    this.store = HistoryStore.open(path);
+  constructor(private readonly options: ArchiveOptions) {
+    this.store = HistoryStore.open(options.path);
   }
 
   /** Takes one second of all VMs, in one transaction. */
   take(seconds: readonly VmSecond[]): void {
     for (const { vm, atS, usage } of seconds) this.store.append(vm, atS, usage);
     this.store.flush();
+    for (const { vm, atS, usage } of seconds) {
+      const forecasts = this.forecasts.get(vm);
+      if (forecasts === undefined) this.begin(vm, atS);
+      else if (!this.learning.has(vm) && forecasts.take(atS, (metric) => usage[metric] ?? Number.NaN)) this.tell(vm);
+    }
+  }
+
+  /** Goes on learning the past for a moment. @returns whether more is left */
+  learn(): boolean {
+    const [next] = this.learning;
+    if (next === undefined) return false;
+    const [vm, rows] = next;
+    for (let i = 0; i < TAUGHT_PER_TURN; i++) {
+      if (!rows.next().done) continue;
+      this.learning.delete(vm);
+      this.tell(vm);
+      break;
+    }
+    return this.learning.size > 0;
+  }
+
+  /** A VM that is new to this run: what the history holds of it comes first. */
+  private begin(vm: string, atS: number): void {
+    const { forecasts: settings } = this.options;
+    const forecasts = new VmForecasts(settings);
+    this.forecasts.set(vm, forecasts);
+    const sinceS = atS - TAUGHT_SAMPLES * settings.intervalS;
+    const { store } = this;
+    this.learning.set(
+      vm,
+      (function* () {
+        for (const row of store.rows(vm, sinceS, atS + 1, settings.intervalS)) {
+          forecasts.take(row.atS, row.max);
+          yield;
+        }
+        // And what has come meanwhile.
+        for (const row of store.rows(vm, atS + 1, Number.MAX_SAFE_INTEGER, 1)) forecasts.take(row.atS, row.max);
+      })(),
+    );
+  }
+
+  private tell(vm: string): void {
+    const outlooks = this.forecasts.get(vm)?.outlooks() ?? [];
+    if (outlooks.length > 0) this.options.onOutlook(vm, outlooks);
   }
 
   /** The points of a metric in [sinceS, untilS), at most `pointsMax` of them. */
@@ -69,6 +127,8 @@ export class Archive {
   }
 
   remove(vm: string): void {
+    this.forecasts.delete(vm);
+    this.learning.delete(vm);
     this.store.remove(vm);
   }
 

@@ -47,3 +47,7 @@ export const METRIC_UNITS: Record<Metric, Unit> = {
   /** `cpu`, and what the quota kept from it: what it would have used. */
   demand: '%',
 };
+
+/** Those that decisions are made by. */
+export const FORECAST_METRICS = ['demand', 'memory', 'network-bytes'] as const satisfies readonly Metric[];
+export type ForecastMetric = (typeof FORECAST_METRICS)[number];

@@ -4,7 +4,8 @@
  */
 import { Worker } from 'node:worker_threads';
 import { type ErrorBody, type ErrorDetail, messageOf, ShadowVmError } from '../errors.js';
-import type { Archive, VmSecond } from './archive.js';
+import type { Outlook } from '../forecast/outlook.js';
+import type { Archive, ArchiveOptions, VmSecond } from './archive.js';
 
 /** What crosses between the threads: a method of the archive by its name, and what came of it. */
 export interface Call {
@@ -12,13 +13,19 @@ export interface Call {
   method: keyof Archive;
   args: unknown[];
 }
+/** What the thread tells unasked. */
+export interface Told {
+  vm: string;
+  outlooks: Outlook[];
+}
+/** What the thread begins with. */
+export type Setup = Pick<ArchiveOptions, 'path' | 'forecasts'>;
 export type Answer = { id: number; result: unknown } | { id: number; error: ErrorBody };
 
 type Arguments<M extends keyof Archive> = Parameters<Archive[M]>;
 type Result<M extends keyof Archive> = ReturnType<Archive[M]>;
 
-export interface HistoryServiceOptions {
-  path: string;
+export interface HistoryServiceOptions extends ArchiveOptions {
   /** It can not be kept: the file is refused, or the thread has died. `retryMs`: when it is tried again; null: never. */
   onTrouble: (error: ShadowVmError, retryMs: number | null) => void;
   /** So many seconds of all VMs were lost, as the thread did not keep up. Told again once it has. */
@@ -104,10 +111,14 @@ export class HistoryService {
   }
 
   private start(): void {
-    const worker = new Worker(WORKER, { workerData: { path: this.options.path } });
+    const { path, forecasts, onOutlook } = this.options;
+    const worker = new Worker(WORKER, { workerData: { path, forecasts } satisfies Setup });
     this.worker = worker;
     this.waitingSeconds = 0;
-    worker.on('message', (answer: Answer) => this.answered(answer));
+    worker.on('message', (message: Answer | Told) => {
+      if ('outlooks' in message) onOutlook(message.vm, message.outlooks);
+      else this.answered(message);
+    });
     let why = 'it ended by itself';
     worker.on('error', (error) => {
       why = messageOf(error);

@@ -162,23 +162,18 @@ export class HistoryStore {
   }
 
   /**
-   * Every metric's maxima in buckets of at least `stepS` (coarsest rows that are not longer), oldest first: what a
-   * forecaster is taught from after a restart. @param take gets the begin of a row and a reader of its metrics
+   * Every metric's maxima in [sinceS, untilS), oldest first, from the coarsest rows that are not longer than `stepS`:
+   * what forecasters learn from after a restart.
    */
-  replay(
-    vm: string,
-    sinceS: number,
-    stepS: number,
-    take: (atS: number, max: (metric: Metric) => number) => void,
-  ): void {
+  rows(vm: string, sinceS: number, untilS: number, stepS: number): { atS: number; max: (metric: Metric) => number }[] {
     this.flushOpen(vm);
     const id = this.ids.get(vm) ?? this.lookUp(vm);
-    if (id === undefined) return;
+    if (id === undefined) return [];
     const tier = TIERS.findLastIndex((each) => each.stepS <= stepS);
     const rows = this.database
-      .prepare('SELECT t, data FROM usage WHERE vm = ? AND tier = ? AND t >= ? ORDER BY t')
-      .all(id, Math.max(0, tier), sinceS) as Row[];
-    for (const { t, data } of rows) take(t, (metric) => floatOf(data, 2 * METRICS.indexOf(metric) + 1));
+      .prepare('SELECT t, data FROM usage WHERE vm = ? AND tier = ? AND t >= ? AND t < ? ORDER BY t')
+      .all(id, Math.max(0, tier), sinceS, untilS) as Row[];
+    return rows.map(({ t, data }) => ({ atS: t, max: (metric) => floatOf(data, 2 * METRICS.indexOf(metric) + 1) }));
   }
 
   remove(vm: string): void {

@@ -4,13 +4,13 @@ import os from 'node:os';
 import { type MessagePort, parentPort, workerData } from 'node:worker_threads';
 import { toShadowVmError } from '../errors.js';
 import { Archive } from './archive.js';
-import type { Answer, Call } from './service.js';
+import type { Answer, Call, Setup, Told } from './service.js';
 
 const NICE = 5;
 
-serve(parentPort as MessagePort, (workerData as { path: string }).path);
+serve(parentPort as MessagePort, workerData as Setup);
 
-function serve(port: MessagePort, path: string): void {
+function serve(port: MessagePort, setup: Setup): void {
   yieldToGuests();
   let archive: Archive | null = null;
   const answerTo = (id: number, work: () => unknown) => {
@@ -24,12 +24,23 @@ function serve(port: MessagePort, path: string): void {
   };
   // The first answer tells whether there is a history at all.
   answerTo(0, () => {
-    archive = new Archive(path);
+    archive = new Archive({ ...setup, onOutlook: (vm, outlooks) => port.postMessage({ vm, outlooks } satisfies Told) });
   });
   port.on('message', ({ id, method, args }: Call) => {
     answerTo(id, () => (archive?.[method] as ((...all: unknown[]) => unknown) | undefined)?.apply(archive, args));
     if (method === 'close') port.close();
+    else if (method === 'take') learnOn();
   });
+  // Between the messages: new seconds and questions do not wait for what is learnt of the past.
+  let learns = false;
+  const learnOn = () => {
+    if (learns || archive === null) return;
+    learns = true;
+    setImmediate(() => {
+      learns = false;
+      if (archive?.learn() === true) learnOn();
+    });
+  };
 }
 
 /** The manager runs ahead of all others, and this is the part of it that nobody waits for. */

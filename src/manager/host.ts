@@ -6,6 +6,7 @@ import path from 'node:path';
 import type { Logger } from 'pino';
 import { type CgroupDriver, openCgroups } from '../allocate/cgroup.js';
 import { ShadowVmError } from '../errors.js';
+import type { ForecastSettings } from '../forecast/outlook.js';
 import { BaseImages } from '../image/base-images.js';
 import { stateTag } from '../network/address.js';
 import { Network, sweepNetwork, tapsPermitted } from '../network/network.js';
@@ -27,6 +28,8 @@ export interface HostOptions {
   log: Logger;
   bridge?: string | undefined;
   subnet?: string | undefined;
+  /** How far apart the samples of forecasts are, and after what loads repeat. Default: 5 minutes, a day. */
+  forecasts?: ForecastSettings | undefined;
 }
 
 export class Host {

@@ -1,13 +1,17 @@
 /** Everything about the VMs' usage in one place: what is measured goes to the history, and questions are answered. */
+import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
+import { COVERAGES, type ForecastSettings } from '../forecast/outlook.js';
 import type { VmSecond } from '../history/archive.js';
 import { METRIC_UNITS, type Metric } from '../history/metrics.js';
 import { HistoryService } from '../history/service.js';
-import type { AnalysisView, HistoryView } from '../vm/usage-view.js';
+import type { AnalysisView, ForecastView, HistoryView, ThresholdView } from '../vm/usage-view.js';
 import { HistoryFeed } from './history-feed.js';
 import type { Host } from './host.js';
 import type { HistoryQuery, UsagePort } from './usage-port.js';
 import type { ManagedVm } from './vm.js';
+
+const DAILY: ForecastSettings = { intervalS: 300, seasonS: 86_400 };
 
 export class UsageDesk implements UsagePort {
   private readonly service: HistoryService;
@@ -20,6 +24,8 @@ export class UsageDesk implements UsagePort {
     const { events, log, stateDir } = host.options;
     this.service = new HistoryService({
       path: stateDir.historyPath,
+      forecasts: host.options.forecasts ?? DAILY,
+      onOutlook: (vm, outlooks) => vms.get(vm)?.usage.expect(outlooks),
       onTrouble: (error, retryMs) => {
         const then = retryMs === null ? '' : `; it is tried again in ${retryMs} ms`;
         events.append('error', 'history.trouble', null, `usage is not recorded: ${error.message}${then}`, {
@@ -96,6 +102,27 @@ export class UsageDesk implements UsagePort {
         after,
       })),
     };
+  }
+
+  forecasts(vm: string): ForecastView[] {
+    const { outlooks } = this.requireVm(vm, 'show the forecasts').usage;
+    const [at80, at95, at99] = ([0.8, 0.95, 0.99] as const).map((coverage) => COVERAGES.indexOf(coverage));
+    return [...outlooks.values()].map(({ metric, atS, intervalS, samples, last, limit, ahead }) => ({
+      ...about(vm, metric),
+      metric,
+      ...{ intervalS, samples, last, limit },
+      ahead: ahead.map(({ steps, expected, bounds }) => ({
+        at: isoOf(atS + steps * intervalS),
+        expected,
+        upper80: bounds[at80!]!,
+        upper95: bounds[at95!]!,
+        upper99: bounds[at99!]!,
+      })),
+    }));
+  }
+
+  thresholds(vm: string): ThresholdView[] {
+    return this.requireVm(vm, 'show the thresholds').usage.thresholds.view(monotonicMs());
   }
 
   private take(seconds: VmSecond[]): void {

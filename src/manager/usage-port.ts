@@ -1,6 +1,6 @@
 /** What the API may ask about usage; see port.ts. */
 import type { Metric } from '../history/metrics.js';
-import type { AnalysisView, HistoryView } from '../vm/usage-view.js';
+import type { AnalysisView, ForecastView, HistoryView, ThresholdView } from '../vm/usage-view.js';
 
 export interface HistoryQuery {
   metric: Metric;
@@ -15,4 +15,8 @@ export interface UsagePort {
   history(vm: string, query: HistoryQuery): Promise<HistoryView>;
   /** What kind of load it was, in words and figures. @throws VM_NOT_FOUND, STATE_CORRUPT */
   analysis(vm: string, query: Omit<HistoryQuery, 'pointsMax'>): Promise<AnalysisView>;
+  /** What is expected of it, by metric; empty before anything is. @throws VM_NOT_FOUND */
+  forecasts(vm: string): ForecastView[];
+  /** Those that move, and why they are what they are. @throws VM_NOT_FOUND */
+  thresholds(vm: string): ThresholdView[];
 }

@@ -1,7 +1,9 @@
 /** Reads what one VM uses: often for its triggers, and each second for the history. */
 import { monotonicMs } from '../clock.js';
-import type { UsageSample } from '../history/metrics.js';
+import type { Outlook } from '../forecast/outlook.js';
+import type { ForecastMetric, UsageSample } from '../history/metrics.js';
 import { cpuSeconds, waitedMs } from '../host/process-stat.js';
+import { alarmWords, MovingThresholds } from '../monitor/moving-thresholds.js';
 import type { Usage } from '../monitor/thresholds.js';
 import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
 import { sampleBetween, type VmReading } from '../monitor/usage-sample.js';
@@ -22,11 +24,16 @@ export class VmUsage {
   latest: Usage | null = null;
   /** What the balloon leaves to the guest; null: all of it, as long as nobody has asked for less. */
   balloonBytes: number | null = null;
+  readonly thresholds: MovingThresholds;
+  /** What is expected of it, by metric; empty before anything is. */
+  readonly outlooks = new Map<ForecastMetric, Outlook>();
   private timer: NodeJS.Timeout | undefined;
   private counters: UsageCounters | null = null;
   private reading: VmReading | null = null;
 
-  constructor(private readonly options: VmUsageOptions) {}
+  constructor(private readonly options: VmUsageOptions) {
+    this.thresholds = new MovingThresholds(options.core.spec, monotonicMs());
+  }
 
   start(): void {
     this.timer = setInterval(() => this.sampleTriggers(), TRIGGERS_EVERY_MS);
@@ -40,6 +47,12 @@ export class VmUsage {
   restart(): void {
     this.counters = null;
     this.reading = null;
+  }
+
+  /** A new outlook was made. */
+  expect(outlooks: readonly Outlook[]): void {
+    for (const outlook of outlooks) this.outlooks.set(outlook.metric, outlook);
+    this.thresholds.move(outlooks, monotonicMs());
   }
 
   /** What it used since the last call; null when that can not be said. */
@@ -95,6 +108,14 @@ export class VmUsage {
     this.counters = next;
     if (usage === null) return;
     this.latest = usage;
+    for (const alarm of this.thresholds.judge(usage, nowMs)) {
+      const { metric, raised, value, threshold } = alarm;
+      core.event(raised ? 'warn' : 'info', raised ? 'alarm.raised' : 'alarm.cleared', alarmWords(alarm), {
+        metric,
+        value,
+        threshold,
+      });
+    }
     onUsage(usage, nowMs);
   }
 }

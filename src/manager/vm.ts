@@ -54,6 +54,7 @@ export class ManagedVm {
     this.keeper = new ShadowKeeper({
       rule: spec.shadow,
       make: (because) => this.makeShadow(because),
+      moving: (metric) => this.usage.thresholds.value(metric),
       onRemake: (delayMs) =>
         this.core.event('info', 'shadow.remake', `another shadow is made in ${delayMs} ms`, { delayMs }),
     });

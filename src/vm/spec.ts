@@ -25,12 +25,15 @@ export const triggerSchema = z
     metric: z.enum(['cpu', 'memory', 'network']),
     /**
      * cpu: percent of all the VM's vCPUs together, so that 100 is all of them busy. memory: percent of its RAM.
-     * network: bytes per second, both directions together.
+     * network: bytes per second, both directions together. auto: what moves with the VM's history and forecast.
      */
-    above: z.number().positive('a trigger is above 0'),
+    above: z.union(
+      [z.number().positive('a trigger is above 0'), z.literal('auto')],
+      'a trigger is above a number, or auto',
+    ),
     heldMs: wholeNumber(0, 3_600_000, 'a trigger is held for 0 to 3600000 ms, which is an hour'),
   })
-  .refine(({ metric, above }) => metric === 'network' || above <= 100, {
+  .refine(({ metric, above }) => metric === 'network' || above === 'auto' || above <= 100, {
     path: ['above'],
     error: (issue) =>
       (issue.input as { metric: string }).metric === 'cpu'

@@ -1,6 +1,6 @@
 /** What the manager tells about usage: history, analysis, forecasts, thresholds. The JSON of the API and of `--json`. */
 import { z } from 'zod';
-import { METRICS } from '../history/metrics.js';
+import { FORECAST_METRICS, METRICS } from '../history/metrics.js';
 
 export const metricSchema = z.enum(METRICS);
 const unitSchema = z.enum(['%', 'B', 'B/s', '/s', 'ms']);
@@ -44,3 +44,48 @@ export const analysisViewSchema = z.object({
   words: z.string(),
 });
 export type AnalysisView = z.infer<typeof analysisViewSchema>;
+
+/** A threshold that moves with what is usual for the VM. */
+export const thresholdViewSchema = z.object({
+  metric: z.enum(['cpu', 'memory', 'network']),
+  /** cpu: percent of all vCPUs together; memory: percent of the RAM. */
+  unit: unitSchema,
+  value: z.number(),
+  /** Why it is what it is. */
+  reason: z.string(),
+  floor: z.number(),
+  ceiling: z.number(),
+  /** How far above the upper bound it stands, as a share of it. */
+  margin: z.number(),
+  /** It moves only when it is off by more than this share; an alarm ends only this share below it. */
+  hysteresis: z.number(),
+  measured: z.number().nullable(),
+  /** The value has been above for so long that it is told. */
+  alarm: z.boolean(),
+  unchangedForMs: z.number(),
+});
+export type ThresholdView = z.infer<typeof thresholdViewSchema>;
+
+const aheadSchema = z.object({
+  /** Which moment is meant. */
+  at: z.string(),
+  expected: z.number(),
+  /** What it will not exceed, with so much probability. */
+  upper80: z.number(),
+  upper95: z.number(),
+  upper99: z.number(),
+});
+export const forecastViewSchema = z.object({
+  vm: z.string(),
+  /** Whose highest second in each interval is forecast. */
+  metric: z.enum(FORECAST_METRICS),
+  unit: unitSchema,
+  intervalS: z.number(),
+  /** How many intervals it was learnt from. */
+  samples: z.number().int(),
+  last: z.number(),
+  /** The held limit: what 99 % of the time stays below, with two changes a day at most. */
+  limit: z.number().nullable(),
+  ahead: z.array(aheadSchema),
+});
+export type ForecastView = z.infer<typeof forecastViewSchema>;
