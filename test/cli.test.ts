@@ -137,11 +137,38 @@ describe('with a daemon', () => {
     expect(forecast).toMatch(/40\.0% +50\.0% +60\.0% +70\.0%\n$/);
   });
 
+  test('what VMs are given is a table, details and a change; the capacity says whether it is enough', async () => {
+    await run('vm', 'run', 'web');
+    expect((await run('allocation', 'ls')).stdout).toMatch(/web +auto +5 +20\.0% +44\.0% +40\.0% .*process +30\.0%\n$/);
+    const shown = (await run('allocation', 'show', 'web')).stdout;
+    expect(shown).toMatch(/cpu: +quota 44\.0%, weight 44; from 10\.0% to 100\.0%\n/);
+    expect(shown).toMatch(/changed: .* cpu from 100\.0% to 44\.0% \(forecast\): 30\.0% is expected\n$/);
+    await run(
+      'allocation',
+      'set',
+      'web',
+      '--allocate',
+      'off',
+      '--cpu-max',
+      '150%',
+      '--memory-min',
+      '96M',
+      '--priority',
+      '9',
+    );
+    expect(manager.usage.changes).toEqual([
+      { mode: 'off', cpuMaxPercent: 150, memoryMinBytes: 96 * 1024 * 1024, priority: 9 },
+    ]);
+    const capacity = (await run('capacity')).stdout;
+    expect(capacity).toMatch(/CPU +200\.0% +260\.0% +80\.0% +110\.0% +190\.0% +2\.5%\n/);
+    expect(capacity).toMatch(/3 VMs, 1 of them not known yet; SHORT is the chance .* in the next 1 h\n$/);
+  });
+
   test('every option of run arrives, progress is on stderr, the result on stdout', async () => {
     const line =
       'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg ' +
       '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25% ' +
-      '--standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot';
+      '--standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot --allocate auto --priority 7 --cpu-min 20% --cpu-max 150% --memory-min 96M --memory-max 512M';
     const human = await run(...line.split(' '));
     expect(human).toMatchObject({
       code: 0,
@@ -172,6 +199,10 @@ describe('with a daemon', () => {
       durability: 'epoch',
       retention: { keepMs: 300_000, maxBytes: 2 * 1024 ** 3 },
       start: 'boot',
+      allocation: {
+        ...{ mode: 'auto', priority: 7, cpuMinPercent: 20, cpuMaxPercent: 150 },
+        ...{ memoryMinBytes: 96 * 1024 ** 2, memoryMaxBytes: 512 * 1024 ** 2 },
+      },
     });
     const json = await run('vm', 'run', 'db', '--json', '--shadow', 'always');
     expect(vmViewSchema.parse(JSON.parse(json.stdout)).spec.shadow).toEqual({ kind: 'always' });

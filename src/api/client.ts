@@ -5,8 +5,15 @@ import { text } from 'node:stream/consumers';
 import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
 import type { Metric } from '../history/metrics.js';
-import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
-import type { AnalysisView, ForecastView, HistoryView, ThresholdView } from '../vm/usage-view.js';
+import type { AllocationSpec, StandbyLevel, VmSpecInput } from '../vm/spec.js';
+import type {
+  AllocationView,
+  AnalysisView,
+  CapacityView,
+  ForecastView,
+  HistoryView,
+  ThresholdView,
+} from '../vm/usage-view.js';
 import {
   type EpochView,
   type Event,
@@ -182,6 +189,15 @@ export class Client {
   }
   async thresholds(name: string): Promise<ThresholdView[]> {
     return (await this.#call(routes.thresholds, { name })).thresholds;
+  }
+  capacity(): Promise<CapacityView> {
+    return this.#call(routes.capacity, {});
+  }
+  async allocations(): Promise<AllocationView[]> {
+    return (await this.#call(routes.allocations, {})).allocations;
+  }
+  allocate(name: string, change: Partial<AllocationSpec>): Promise<AllocationView> {
+    return this.#call(routes.allocate, { name, body: change });
   }
 
   async listEvents(filter: { since?: number; limit?: number; vm?: string } = {}): Promise<Event[]> {

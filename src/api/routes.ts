@@ -125,6 +125,11 @@ export const routes = {
   analysis: query('/v1/vms/:name/analysis', 'analyze the VM', u.analysisViewSchema, u.analysisQuerySchema),
   forecasts: query('/v1/vms/:name/forecasts', 'show the forecasts of the VM', u.forecastsResponseSchema),
   thresholds: query('/v1/vms/:name/thresholds', 'show the thresholds of the VM', u.thresholdsResponseSchema),
+  capacity: query('/v1/capacity', 'show the capacity of the host', u.capacityViewSchema),
+  allocations: query('/v1/allocations', 'show what the VMs are given', u.allocationsResponseSchema),
+  allocate: change('POST', '/v1/vms/:name/allocation', 'change what the VM is given', u.allocationViewSchema, {
+    body: u.allocationBodySchema,
+  }),
 
   /** With `follow=true` the answer is NDJSON without end, one event a line. */
   listEvents: query('/v1/events', 'list the events', s.eventsResponseSchema, s.eventsQuerySchema),

@@ -1,7 +1,10 @@
 /** What goes over the API's socket about usage; see schemas.ts. */
 import { z } from 'zod';
+import { allocationSchema } from '../vm/spec.js';
 import {
+  allocationViewSchema,
   analysisViewSchema,
+  capacityViewSchema,
   forecastViewSchema,
   historyViewSchema,
   metricSchema,
@@ -26,4 +29,17 @@ export const historyQuerySchema = z.strictObject({
 });
 export const forecastsResponseSchema = z.object({ forecasts: z.array(forecastViewSchema) });
 export const thresholdsResponseSchema = z.object({ thresholds: z.array(thresholdViewSchema) });
-export { analysisViewSchema, historyViewSchema };
+export const allocationsResponseSchema = z.object({ allocations: z.array(allocationViewSchema) });
+const { shape } = allocationSchema;
+/** What is left out stays as it is. */
+export const allocationBodySchema = z
+  .strictObject({
+    mode: shape.mode.unwrap(),
+    priority: shape.priority.unwrap(),
+    cpuMinPercent: shape.cpuMinPercent.unwrap(),
+    cpuMaxPercent: shape.cpuMaxPercent.unwrap(),
+    memoryMinBytes: shape.memoryMinBytes.unwrap(),
+    memoryMaxBytes: shape.memoryMaxBytes.unwrap(),
+  })
+  .partial();
+export { allocationViewSchema, analysisViewSchema, capacityViewSchema, historyViewSchema };

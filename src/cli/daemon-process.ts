@@ -9,6 +9,7 @@ import { serveApi } from '../api/server.js';
 import { type ShadowVmError, toShadowVmError } from '../errors.js';
 import type { ForecastSettings } from '../forecast/outlook.js';
 import { EventLog } from '../manager/events.js';
+import type { AllocationSettings } from '../manager/host.js';
 import { openManager } from '../manager/manager.js';
 import { RotatingFile } from '../manager/rotating-file.js';
 import { fileError, StateDir } from '../manager/state-dir.js';
@@ -22,6 +23,7 @@ export interface DaemonOptions {
   bridge?: string;
   subnet?: string;
   forecasts: ForecastSettings;
+  allocation: Partial<AllocationSettings>;
   logLevel: string;
   logToStderr: boolean;
   json: boolean;
@@ -99,6 +101,7 @@ async function startAndWait(options: DaemonOptions, ending: Ending, undo: Undo):
     events,
     log,
     forecasts: options.forecasts,
+    allocation: options.allocation,
     ...(options.bridge === undefined ? {} : { bridge: options.bridge }),
     ...(options.subnet === undefined ? {} : { subnet: options.subnet }),
   });

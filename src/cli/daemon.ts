@@ -4,6 +4,7 @@ import type { ForecastSettings } from '../forecast/outlook.js';
 import * as parse from './parse.js';
 import { addVerb, defaultImagesDir } from './session.js';
 
+const CPU_CAPACITY_MAX = 100 * 4096;
 /** A week of 5 minutes. */
 const SEASON_SAMPLES_MAX = 2016;
 
@@ -13,6 +14,9 @@ interface DaemonOptions {
   subnet?: string;
   forecastInterval: number;
   season: number;
+  cpuCapacity?: number;
+  memoryCapacity?: number;
+  coolDown?: number;
   logLevel: string;
   verbose?: boolean;
 }
@@ -48,6 +52,22 @@ export function addDaemonVerb(program: Command): void {
             .argParser(parse.seasonS),
         )
         .addOption(
+          new Option('--cpu-capacity <share>', 'that all VMs may be given, of one CPU; default: all CPUs').argParser(
+            parse.cpuPercent(CPU_CAPACITY_MAX),
+          ),
+        )
+        .addOption(
+          new Option('--memory-capacity <size>', 'that all VMs may be given; default: all but 256M').argParser(
+            parse.memoryBytes,
+          ),
+        )
+        .addOption(
+          new Option(
+            '--cool-down <time>',
+            'between two changes of one thing, but for pressure; default: 10m',
+          ).argParser(parse.coolDownMs),
+        )
+        .addOption(
           new Option('--log-level <level>', 'what goes to the log')
             .choices(['trace', 'debug', 'info', 'warn', 'error'])
             .default('info'),
@@ -62,6 +82,13 @@ export function addDaemonVerb(program: Command): void {
         ...(options.bridge === undefined ? {} : { bridge: options.bridge }),
         ...(options.subnet === undefined ? {} : { subnet: options.subnet }),
         forecasts: forecastsOf(options),
+        allocation: {
+          capacity: {
+            ...(options.cpuCapacity === undefined ? {} : { cpuPercent: options.cpuCapacity }),
+            ...(options.memoryCapacity === undefined ? {} : { memoryBytes: options.memoryCapacity }),
+          },
+          ...(options.coolDown === undefined ? {} : { coolDownMs: options.coolDown }),
+        },
         logLevel: options.logLevel,
         logToStderr: options.verbose === true || process.stderr.isTTY === true,
         json: session.json,

@@ -1,5 +1,6 @@
 /** `shadowvm`: takes the command line apart and runs one verb. Exit codes: 0 ok, 1 failed, 2 the command line is wrong. */
 import { Command, CommanderError } from 'commander';
+import { addAllocationVerbs } from './allocation.js';
 import { addDaemonVerb } from './daemon.js';
 import { addDoctorVerb } from './doctor.js';
 import { addEventsVerb } from './events.js';
@@ -46,6 +47,7 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addImageVerbs(program);
   addForecastVerbs(program);
   addThresholdVerbs(program);
+  addAllocationVerbs(program);
   addDoctorVerb(program);
   addVersionVerb(program);
   return program;

@@ -6,6 +6,7 @@ import { type Durability, type StandbyLevel, type Trigger, VCPUS_MAX, type VmSpe
 import { parseStandby } from '../vm/standby-text.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
 import type { OnProgress, VmView } from '../vm/view.js';
+import { type AllocationOptions, addAllocationOptions, allocationOf } from './allocation.js';
 import * as parse from './parse.js';
 import { addGroup, addVerb, type Session } from './session.js';
 import { addEpochOptions, shadowDetails } from './shadow.js';
@@ -13,7 +14,7 @@ import * as show from './table.js';
 import { attachConsole } from './vm-console.js';
 import { printLog } from './vm-logs.js';
 
-interface RunOptions {
+interface RunOptions extends AllocationOptions {
   image?: string;
   ram?: number;
   vcpus?: number;
@@ -247,7 +248,7 @@ function addRun(vm: Command): void {
       ],
     },
     (command) =>
-      command
+      addAllocationOptions(command)
         .option('--image <name>', 'default: default')
         .addOption(new Option('--ram <size>', 'default: 256M').argParser(parse.ramBytes))
         .addOption(
@@ -375,6 +376,7 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
       ...(options.maxBytes === undefined ? {} : { maxBytes: options.maxBytes }),
     },
     start: options.boot === true ? 'boot' : 'golden',
+    allocation: allocationOf(options),
     ...(options.shadow === undefined ? {} : { shadow: { kind: options.shadow } }),
     ...(options.shadowWhen === undefined ? {} : { shadow: { kind: 'when', triggers: options.shadowWhen } }),
   };

@@ -31,7 +31,8 @@ export const TIERS: readonly Tier[] = [
 /** "SVMH": other programs' databases do not have it. */
 const APPLICATION_ID = 0x53564d48;
 const FORMAT = 1;
-const PRUNE_EVERY_ROWS = 1000;
+/** A VM's oldest rows are taken away once it has so many more: a search through all that it has. */
+const PRUNE_EVERY_ROWS = 600;
 
 /** One bucket being filled: per metric the sum, the maximum and the count. */
 interface Bucket {
@@ -50,7 +51,8 @@ export class HistoryStore {
   private readonly open = new Map<string, (Bucket | null)[]>();
   private readonly pending = new Map<string, { tier: number; vm: string; bucket: Bucket }>();
   private readonly ids = new Map<string, number>();
-  private unprunedRows = 0;
+  /** Rows that were written of each VM since it was pruned. */
+  private readonly unpruned = new Map<string, number>();
 
   private constructor(private readonly database: Database.Database) {}
 
@@ -122,9 +124,15 @@ export class HistoryStore {
       for (const { tier, vm, bucket } of this.pending.values())
         put.run(this.idOf(vm), tier, bucket.startS, pack(bucket));
     })();
-    this.unprunedRows += this.pending.size;
+    const full = new Set<string>();
+    for (const { vm } of this.pending.values()) {
+      // They begin at different counts, so that not all are full in the same second.
+      const rows = (this.unpruned.get(vm) ?? this.idOf(vm) % PRUNE_EVERY_ROWS) + 1;
+      this.unpruned.set(vm, rows);
+      if (rows >= PRUNE_EVERY_ROWS) full.add(vm);
+    }
     this.pending.clear();
-    if (this.unprunedRows >= PRUNE_EVERY_ROWS) this.prune();
+    this.prune([...full]);
   }
 
   private toWrite(vm: string, tier: number, bucket: Bucket): void {
@@ -179,6 +187,7 @@ export class HistoryStore {
   remove(vm: string): void {
     this.flush();
     this.open.delete(vm);
+    this.unpruned.delete(vm);
     const id = this.lookUp(vm);
     if (id === undefined) return;
     this.database.prepare('DELETE FROM usage WHERE vm = ?').run(id);
@@ -188,19 +197,21 @@ export class HistoryStore {
 
   close(): void {
     for (const vm of this.open.keys()) this.flushOpen(vm);
-    this.prune();
+    this.prune([...this.open.keys()]);
     this.database.close();
   }
 
-  private prune(): void {
-    this.unprunedRows = 0;
-    const ids = this.database.prepare('SELECT id FROM vm').all() as { id: number }[];
+  private prune(vms: readonly string[]): void {
+    if (vms.length === 0) return;
     const cut = this.database.prepare(
       `DELETE FROM usage WHERE vm = ?1 AND tier = ?2 AND t <=
         (SELECT t FROM usage WHERE vm = ?1 AND tier = ?2 ORDER BY t DESC LIMIT 1 OFFSET ?3)`,
     );
     this.database.transaction(() => {
-      for (const { id } of ids) TIERS.forEach(({ rowsMax }, tier) => void cut.run(id, tier, rowsMax));
+      for (const vm of vms) {
+        this.unpruned.set(vm, 0);
+        TIERS.forEach(({ rowsMax }, tier) => void cut.run(this.idOf(vm), tier, rowsMax));
+      }
     })();
   }
 

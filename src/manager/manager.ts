@@ -95,6 +95,7 @@ export class Manager implements ManagerPort {
     this.requireUnpublished(spec, attempted);
     await requireFreePorts(spec, attempted);
     const image = await findImage(this.host.options.imagesDir, spec.image);
+    this.usage.allocation.requireRoom(spec, attempted);
     const vm = this.admit(spec, attempted);
     return this.bringUp(vm, (giveUp) => this.origins.fresh(vm.core, image, progress, giveUp), progress, signal);
   }
@@ -107,6 +108,7 @@ export class Manager implements ManagerPort {
       throw new ShadowVmError('VM_BUSY', { attempted, subject: name, reason: `it is ${before.state}` });
     if (!options.boot && before.core.snapshot === null) throw noSnapshot(attempted, name);
     await requireFreePorts(before.spec, attempted);
+    this.usage.allocation.requireRoom(before.spec, attempted);
     this.requireOpen(attempted);
     const vm = new ManagedVm(
       this.host,
@@ -132,6 +134,7 @@ export class Manager implements ManagerPort {
     this.requireOpen(attempted);
     const source = this.get(name, attempted);
     const spec = parseSpec({ ...source.spec, name: clone.name, publish: [] }, attempted);
+    this.usage.allocation.requireRoom(spec, attempted);
     const vm = this.admit(spec, attempted);
     const start = (giveUp: AbortSignal) => this.origins.clone(vm.core, source, clone.wanted, progress, giveUp);
     return this.bringUp(vm, start, progress, signal);

@@ -46,7 +46,7 @@ export class Takeover {
     this.switchover = new Switchover(core.name, core.generation, {
       'hand-over': () => this.handOver(),
       fence: () => this.fence(),
-      'raise-limits': () => core.sides.limit(other(core.side), 'primary'),
+      'raise-limits': () => core.sides.limit(other(core.side), 'awakening'),
       'record-generation': (generation) => this.recordGeneration(generation),
       'load-state': () => this.loadState(),
       resume: () => this.resume(),
@@ -146,7 +146,7 @@ export class Takeover {
     }
     this.next = qemu;
     // Again: one that was just coming up when they were raised has been given those of a standby since.
-    core.sides.limit(other(core.side), 'primary');
+    core.sides.limit(other(core.side), 'awakening');
     await loadFromImage(qemu, image, from.deviceState, core.hotPages, (page, why) => core.corruptPage(qemu, page, why));
     faultPoint('promotion', 5);
   }
@@ -193,6 +193,7 @@ export class Takeover {
     core.otherSideFree = (async () => {
       await oldShadow.dispose();
       await awakening(primary, AWAKENING_MS);
+      core.limitPrimary();
       core.noteAwakening(primary);
       await old?.dispose();
       await core.sides.retire(oldSide);

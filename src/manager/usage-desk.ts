@@ -5,10 +5,19 @@ import { COVERAGES, type ForecastSettings } from '../forecast/outlook.js';
 import type { VmSecond } from '../history/archive.js';
 import { METRIC_UNITS, type Metric } from '../history/metrics.js';
 import { HistoryService } from '../history/service.js';
-import type { AnalysisView, ForecastView, HistoryView, ThresholdView } from '../vm/usage-view.js';
+import { CPU_PERCENT_MAX } from '../vm/spec.js';
+import type {
+  AllocationView,
+  AnalysisView,
+  CapacityView,
+  ForecastView,
+  HistoryView,
+  ThresholdView,
+} from '../vm/usage-view.js';
+import { Allocation } from './allocation.js';
 import { HistoryFeed } from './history-feed.js';
 import type { Host } from './host.js';
-import type { HistoryQuery, UsagePort } from './usage-port.js';
+import type { AllocationChange, HistoryQuery, UsagePort } from './usage-port.js';
 import type { ManagedVm } from './vm.js';
 
 const DAILY: ForecastSettings = { intervalS: 300, seasonS: 86_400 };
@@ -16,12 +25,14 @@ const DAILY: ForecastSettings = { intervalS: 300, seasonS: 86_400 };
 export class UsageDesk implements UsagePort {
   private readonly service: HistoryService;
   private readonly feed: HistoryFeed;
+  readonly allocation: Allocation;
 
   constructor(
     host: Host,
     private readonly vms: ReadonlyMap<string, ManagedVm>,
   ) {
     const { events, log, stateDir } = host.options;
+    this.allocation = new Allocation(host, vms);
     this.service = new HistoryService({
       path: stateDir.historyPath,
       forecasts: host.options.forecasts ?? DAILY,
@@ -51,6 +62,7 @@ export class UsageDesk implements UsagePort {
 
   async close(): Promise<void> {
     await this.feed.stop();
+    this.allocation.close();
     await this.service.close();
   }
 
@@ -125,8 +137,42 @@ export class UsageDesk implements UsagePort {
     return this.requireVm(vm, 'show the thresholds').usage.thresholds.view(monotonicMs());
   }
 
+  capacity(): CapacityView {
+    return this.allocation.view();
+  }
+
+  allocations(): AllocationView[] {
+    return [...this.vms.keys()].flatMap((name) => this.allocation.viewOf(name) ?? []);
+  }
+
+  async allocate(name: string, change: AllocationChange): Promise<AllocationView> {
+    const attempted = 'change what the VM is given';
+    const vm = this.requireVm(name, attempted);
+    vm.requireRunning(attempted);
+    const { spec, core } = vm;
+    const wanted = { ...spec.allocation, ...change };
+    if (
+      (wanted.cpuMaxPercent ?? CPU_PERCENT_MAX) < wanted.cpuMinPercent ||
+      (wanted.memoryMaxBytes ?? Infinity) < wanted.memoryMinBytes
+    )
+      throw new ShadowVmError('INVALID_ARGUMENT', {
+        attempted,
+        subject: name,
+        reason: 'a minimum is above the maximum',
+        remedy: 'Choose a minimum that is not above the maximum',
+      });
+    Object.assign(spec.allocation, wanted);
+    await core.save();
+    await this.allocation.redeclare(name);
+    core.event('info', 'allocation.declared', `what it may be given was changed by hand, mode ${wanted.mode}`, {
+      ...wanted,
+    });
+    return this.allocation.viewOf(name) as AllocationView;
+  }
+
   private take(seconds: VmSecond[]): void {
     this.service.take(seconds);
+    this.allocation.second(seconds);
   }
 
   private requireVm(name: string, attempted: string): ManagedVm {

@@ -1,6 +1,14 @@
 /** What the API may ask about usage; see port.ts. */
 import type { Metric } from '../history/metrics.js';
-import type { AnalysisView, ForecastView, HistoryView, ThresholdView } from '../vm/usage-view.js';
+import type { AllocationSpec } from '../vm/spec.js';
+import type {
+  AllocationView,
+  AnalysisView,
+  CapacityView,
+  ForecastView,
+  HistoryView,
+  ThresholdView,
+} from '../vm/usage-view.js';
 
 export interface HistoryQuery {
   metric: Metric;
@@ -9,6 +17,9 @@ export interface HistoryQuery {
   untilMs: number;
   pointsMax: number;
 }
+
+/** What is left out stays as it is. */
+export type AllocationChange = Partial<AllocationSpec>;
 
 export interface UsagePort {
   /** @throws VM_NOT_FOUND, STATE_CORRUPT when there is no history */
@@ -19,4 +30,10 @@ export interface UsagePort {
   forecasts(vm: string): ForecastView[];
   /** Those that move, and why they are what they are. @throws VM_NOT_FOUND */
   thresholds(vm: string): ThresholdView[];
+  /** Whether the host has enough for all VMs. */
+  capacity(): CapacityView;
+  /** Of the VMs that run. */
+  allocations(): AllocationView[];
+  /** @throws VM_NOT_FOUND, VM_NOT_RUNNING, INVALID_ARGUMENT */
+  allocate(vm: string, change: AllocationChange): Promise<AllocationView>;
 }

@@ -1,4 +1,6 @@
 /** Reads what one VM uses: often for its triggers, and each second for the history. */
+
+import { affordableStandby } from '../allocate/standby-plan.js';
 import { monotonicMs } from '../clock.js';
 import type { Outlook } from '../forecast/outlook.js';
 import type { ForecastMetric, UsageSample } from '../history/metrics.js';
@@ -8,6 +10,8 @@ import type { Usage } from '../monitor/thresholds.js';
 import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
 import { sampleBetween, type VmReading } from '../monitor/usage-sample.js';
 import type { Shadow } from '../shadow/shadow.js';
+import type { StandbyLevel } from '../vm/spec.js';
+import { formatStandby } from '../vm/standby-text.js';
 import type { VmCore } from './vm-core.js';
 
 const TRIGGERS_EVERY_MS = 500;
@@ -22,7 +26,7 @@ export interface VmUsageOptions {
 export class VmUsage {
   /** Of the last half second; null before there was one. */
   latest: Usage | null = null;
-  /** What the balloon leaves to the guest; null: all of it, as long as nobody has asked for less. */
+  /** What the balloon leaves to the guest, by QEMU's word; null: it was not asked yet, so all of it. */
   balloonBytes: number | null = null;
   readonly thresholds: MovingThresholds;
   /** What is expected of it, by metric; empty before anything is. */
@@ -54,6 +58,25 @@ export class VmUsage {
     for (const outlook of outlooks) this.outlooks.set(outlook.metric, outlook);
     this.thresholds.move(outlooks, monotonicMs());
   }
+
+  /** What of a standby the host can pay for when a shadow is made. */
+  affordable(level: StandbyLevel): StandbyLevel {
+    const { core } = this.options;
+    const affordable = affordableStandby(level, core.spec.ramBytes, this.freeBytes());
+    if (affordable === level) return level;
+    const what = formatStandby(affordable);
+    core.event(
+      'warn',
+      'shadow.short',
+      `the host is short of memory: the standby is ${what} and not ${formatStandby(level)}`,
+      {
+        level: what,
+      },
+    );
+    return affordable;
+  }
+  /** Memory that the host can still give to standbys; set by who knows the other VMs. */
+  freeBytes: () => number = () => Number.POSITIVE_INFINITY;
 
   /** What it used since the last call; null when that can not be said. */
   sample(): UsageSample | null {

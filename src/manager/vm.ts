@@ -153,6 +153,10 @@ export class ManagedVm {
   get shadow(): Shadow | null {
     return this.keeper.shadow;
   }
+  /** What was declared, or asked for since, to wait beside the image. */
+  get declaredStandby(): StandbyLevel {
+    return this.standbyLevel;
+  }
 
   // ---- How it comes to run ----
 
@@ -248,6 +252,7 @@ export class ManagedVm {
   /** Its failures and its usage are looked for from now on. */
   private observe(promoted: boolean): void {
     this.watchPrimary(promoted);
+    this.core.limitPrimary();
     this.usage.start();
   }
 
@@ -497,7 +502,7 @@ export class ManagedVm {
       spec: this.spec,
       generation: this.takeover.switchover.generation,
       primary,
-      level: this.standbyLevel,
+      level: this.usage.affordable(this.standbyLevel),
       from,
       followed,
       after: core.otherSideFree,

@@ -106,6 +106,10 @@ export class Shadow {
     return pausedTotalMs + (pausedSinceMs === null ? 0 : monotonicMs() - pausedSinceMs);
   }
 
+  get standbyLevel(): StandbyLevel {
+    return this.standby.level;
+  }
+
   /** Pages that differed at the epochs so far. */
   get changedPages(): number {
     return this.protector?.pagesChanged ?? 0;

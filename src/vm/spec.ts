@@ -101,6 +101,31 @@ export function imageBytesMax(spec: { ramBytes: number; retention: Retention }):
   return spec.retention.maxBytes ?? 2 * spec.ramBytes + 512 * MIB;
 }
 
+export const ALLOCATION_MODES = ['off', 'recommend', 'auto'] as const;
+export type AllocationMode = (typeof ALLOCATION_MODES)[number];
+export const PRIORITY_MAX = 10;
+export const CPU_PERCENT_MAX = 100 * (VCPUS_MAX + 1);
+const CPU_TOLD = `a share of CPU is 1 to ${CPU_PERCENT_MAX} percent of one CPU`;
+const MEMORY_TOLD = `the memory of a VM is ${RAM_BYTES_MIN / MIB} MiB or more, in bytes`;
+const memoryBytesSchema = z.number(MEMORY_TOLD).int(MEMORY_TOLD).min(RAM_BYTES_MIN, MEMORY_TOLD);
+
+/** What the VM is given of the host, and who decides that. */
+export const allocationSchema = z.object({
+  /** off: what is declared, always. recommend: what would be changed is told. auto: it is changed. */
+  mode: z.enum(ALLOCATION_MODES).default('recommend'),
+  /** Of what is short, a VM gets a part by this. */
+  priority: wholeNumber(1, PRIORITY_MAX, `a priority is 1 to ${PRIORITY_MAX}`).default(5),
+  /** Percent of one CPU. */
+  cpuMinPercent: wholeNumber(1, CPU_PERCENT_MAX, CPU_TOLD).default(10),
+  /** null: all that its vCPUs can use. In every mode it never gets more. */
+  cpuMaxPercent: wholeNumber(1, CPU_PERCENT_MAX, CPU_TOLD).nullable().default(null),
+  /** What the balloon leaves to the guest at least. */
+  memoryMinBytes: memoryBytesSchema.default(RAM_BYTES_MIN),
+  /** null: all of its RAM. */
+  memoryMaxBytes: memoryBytesSchema.nullable().default(null),
+});
+export type AllocationSpec = z.infer<typeof allocationSchema>;
+
 const RAM_TOLD = `a VM has ${RAM_BYTES_MIN} to ${RAM_BYTES_MAX} bytes of RAM (${RAM_BYTES_MIN / MIB} MiB to ${RAM_BYTES_MAX / MIB / 1024} GiB), in whole MiB`;
 const PUBLISH_MAX = 32;
 const portSchema = wholeNumber(1, 65_535, 'a port is 1 to 65535');
@@ -129,6 +154,7 @@ export const vmSpecSchema = z.object({
   /** golden: from the snapshot of its image's first boot, which is taken when it is missing. boot: from power-on. */
   start: z.enum(['golden', 'boot']).default('golden'),
   pacing: pacingSchema.default(pacingSchema.parse({})),
+  allocation: allocationSchema.default(allocationSchema.parse({})),
 });
 /** A complete specification, every default filled in. */
 export type VmSpec = z.infer<typeof vmSpecSchema>;

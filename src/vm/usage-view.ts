@@ -1,6 +1,7 @@
 /** What the manager tells about usage: history, analysis, forecasts, thresholds. The JSON of the API and of `--json`. */
 import { z } from 'zod';
 import { FORECAST_METRICS, METRICS } from '../history/metrics.js';
+import { ALLOCATION_MODES } from './spec.js';
 
 export const metricSchema = z.enum(METRICS);
 const unitSchema = z.enum(['%', 'B', 'B/s', '/s', 'ms']);
@@ -89,3 +90,73 @@ export const forecastViewSchema = z.object({
   ahead: z.array(aheadSchema),
 });
 export type ForecastView = z.infer<typeof forecastViewSchema>;
+
+const expectedSchema = z.object({ expected: z.number(), bound: z.number() });
+export const allocationViewSchema = z.object({
+  vm: z.string(),
+  mode: z.enum(ALLOCATION_MODES),
+  priority: z.number().int(),
+  cpu: z.object({
+    /** Of one CPU; null: no quota. */
+    quotaPercent: z.number().nullable(),
+    weight: z.number(),
+    minPercent: z.number(),
+    maxPercent: z.number(),
+    usedPercent: z.number().nullable(),
+    throttledPercent: z.number().nullable(),
+    /** In the time that the next decision is for. */
+    forecast: expectedSchema.nullable(),
+  }),
+  memory: z.object({
+    /** What the balloon leaves to the guest. */
+    bytes: z.number(),
+    minBytes: z.number(),
+    maxBytes: z.number(),
+    workingSetBytes: z.number().nullable(),
+    /** What is expected to hold 99 % of the time. */
+    limitBytes: z.number().nullable(),
+  }),
+  /** null without a shadow. */
+  shadow: z.object({ standby: z.string(), cpuPercent: z.number(), memoryBytes: z.number() }).nullable(),
+  /** How likely a failure is taken to be, 0–1, and why. */
+  risk: z.object({ score: z.number(), reasons: z.array(z.string()) }),
+  /** Newest last, at most eight. */
+  decisions: z.array(
+    z.object({
+      at: z.string(),
+      resource: z.enum(['cpu', 'memory', 'standby']),
+      from: z.string(),
+      to: z.string(),
+      cause: z.enum(['forecast', 'pressure', 'capacity', 'risk']),
+      why: z.string(),
+      /** Only told, as the mode is `recommend`. */
+      applied: z.boolean(),
+    }),
+  ),
+});
+export type AllocationView = z.infer<typeof allocationViewSchema>;
+
+const outlaySchema = z.object({
+  capacity: z.number(),
+  /** Sum of what the VMs are given. */
+  limits: z.number(),
+  used: z.number(),
+  /** The highest sum that is expected. */
+  expected: z.number(),
+  /** Sum of the VMs' own peaks, each of which holds 95 % of the time. */
+  peaks: z.number(),
+  /** The chance that the VMs together need more than there is, 0–1. */
+  shortChance: z.number(),
+});
+export const capacityViewSchema = z.object({
+  /** How far ahead is looked: an hour, or less where forecasts are made more often than each 5 minutes. */
+  horizonS: z.number(),
+  vms: z.number().int(),
+  /** VMs of which nothing is known yet: what they use now is taken for what they will. */
+  unknown: z.number().int(),
+  /** Percent of one CPU. */
+  cpu: outlaySchema,
+  /** Bytes; what standbys and QEMU itself take is in it. */
+  memory: outlaySchema,
+});
+export type CapacityView = z.infer<typeof capacityViewSchema>;
