@@ -15,7 +15,7 @@ export function checkPromises(results: BenchResults): Check[] {
   const atLeast = (promise: string, measured: number | undefined, limit: number) => {
     if (measured !== undefined) checks.push({ promise: `${promise} ≥ ${limit}`, measured, kept: measured >= limit });
   };
-  const { pause, switchover, detect, scan, overhead, image } = results;
+  const { pause, switchover, detect, scan, overhead, image, allocate } = results;
   atMost('pause p50, 256 MiB, ms', pause[256]?.oursMsP50, 6);
   atMost('pause p99, 256 MiB, ms', pause[256]?.oursMsP99, 25);
   const growth = pause[1024] && pause[256] && pause[1024].oursMsP50 / pause[256].oursMsP50;
@@ -41,5 +41,14 @@ export function checkPromises(results: BenchResults): Check[] {
   atLeast('append, MiB/s of changed pages on one core', image?.appendMiBPerS, 500);
   atLeast('cold boot ÷ start from the golden snapshot', image?.timesFasterThanBoot, 20);
   atMost('restore of a snapshot of 1 GiB p50, ms', image?.snapshotRestoreMsP50, 150);
+  if (allocate !== null && allocate !== undefined) {
+    const { fixed, reactive, auto } = allocate.live;
+    const share = (part: number, whole: number) => Math.round((100 * part) / whole) / 100;
+    atMost('throttled time, auto ÷ fixed quotas', share(auto.throttledMsPerPeriod, fixed.throttledMsPerPeriod), 0.2);
+    atMost('throttled time, auto ÷ reactive', share(auto.throttledMsPerPeriod, reactive.throttledMsPerPeriod), 0.8);
+    atMost('Redis p99, auto ÷ fixed quotas', share(auto.redisMsP99, fixed.redisMsP99), 0.7);
+    atLeast('history taken in, seconds of VMs per second', allocate.scale.samplesPerS, 10_000);
+    atMost('one forecast of a VM, all metrics, µs', allocate.scale.forecastUsPerVmAndSample, 1000);
+  }
   return checks;
 }

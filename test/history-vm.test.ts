@@ -1,4 +1,7 @@
 /** What a real VM uses is recorded by a real manager, and outlives its death. */
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Daemon, sleep } from '../harness/daemon.js';
 import { leftovers } from '../harness/leftovers.js';
@@ -47,4 +50,20 @@ test('CPU, memory, network and epochs of a loaded, protected VM, across a crash 
   expect((await daemon.client.analysis('web')).class).toBe('unknown');
   await daemon.client.removeVm('web', { force: true });
   await expect(daemon.client.history('web')).rejects.toMatchObject({ code: 'VM_NOT_FOUND' });
+});
+
+test('a manager starts and runs VMs beside a file that is no history, and leaves it as it is', async () => {
+  const stateDir = mkdtempSync(join(tmpdir(), 'shadowvm-'));
+  const foreign = 'this is no database, and long enough for the header of one. '.repeat(20);
+  writeFileSync(join(stateDir, 'history.db'), foreign);
+  const other = await Daemon.start({ stateDir });
+  try {
+    const told = await other.waitEvent('trouble', ({ type }) => type === 'history.trouble');
+    expect(told.message).toMatch(/^usage is not recorded: could not open the usage history .*Move the file away/);
+    await other.client.runVm({ name: 'web', network: 'none' });
+    await expect(other.client.history('web')).rejects.toMatchObject({ code: 'STATE_CORRUPT' });
+    expect(readFileSync(join(stateDir, 'history.db'), 'utf8')).toBe(foreign);
+  } finally {
+    await other.stop();
+  }
 });

@@ -40,7 +40,7 @@ export interface Outlook {
   samples: number;
   last: number;
   ahead: Ahead[];
-  /** What an allocation that is seldom changed should be (limit.ts); null before it is known. */
+  /** What an allocation that is seldom changed should be (limit.ts), of memory; null before it is known. */
   limit: number | null;
 }
 
@@ -73,7 +73,8 @@ export class VmForecasts {
 
 class SeriesForecast {
   private readonly forecaster: Forecaster;
-  private readonly limits = new Limits([LIMIT_COVERAGE]);
+  /** Only of what follows a limit that is held. */
+  private readonly limits: Limits | null;
   private readonly season: number;
   /** The interval that is being filled. */
   private startS = Number.NaN;
@@ -87,6 +88,7 @@ class SeriesForecast {
   ) {
     this.season = Math.max(2, Math.round(settings.seasonS / settings.intervalS));
     this.forecaster = new Forecaster({ season: this.season });
+    this.limits = metric === 'memory' ? new Limits([LIMIT_COVERAGE]) : null;
   }
 
   take(atS: number, value: number): boolean {
@@ -124,13 +126,18 @@ class SeriesForecast {
         expected: forecaster.forecast(steps),
         bounds: COVERAGES.map((coverage) => forecaster.upperBound(steps, coverage)),
       })),
-      limit: Number.isNaN(this.limits.limits[0]!) ? null : this.limits.limits[0]!,
+      limit: this.limit,
     };
+  }
+
+  private get limit(): number | null {
+    const [limit = Number.NaN] = this.limits?.limits ?? [];
+    return Number.isNaN(limit) ? null : limit;
   }
 
   private observe(value: number): void {
     this.forecaster.observe(value);
-    this.limits.observe(value, this.forecaster.forecast(LIMIT_AHEAD));
+    this.limits?.observe(value, this.forecaster.forecast(LIMIT_AHEAD));
     if (Number.isNaN(value)) return;
     this.last = value;
     this.samples++;
