@@ -78,9 +78,9 @@ export class BenchGuests {
 /** Resolves with the moment of the first heartbeat, CLOCK_MONOTONIC ms. */
 export async function firstBeat(vm: QemuProcess): Promise<number> {
   const until = performance.now() + BOOT_TIMEOUT_MS;
-  while (vm.agent.firstBeatAtNs === null) {
+  while (vm.agent.firstSignAtNs === null) {
     if (performance.now() > until) throw new Error('the guest gave no heartbeat');
     await sleep(1);
   }
-  return Number(vm.agent.firstBeatAtNs) / 1e6;
+  return Number(vm.agent.firstSignAtNs) / 1e6;
 }

@@ -6,7 +6,6 @@ import { InProcessManager } from '../harness/in-process.js';
 import { onInterrupt } from '../harness/interrupt.js';
 import { Writer } from '../harness/writer.js';
 import { cpuSeconds } from '../src/host/process-stat.js';
-import { NO_PAGES } from '../src/manager/hot-pages.js';
 import { ShadowImage } from '../src/native/image.js';
 import type { QemuProcess } from '../src/qemu/process.js';
 import { MIB, type VmSpecInput } from '../src/vm/spec.js';
@@ -197,7 +196,7 @@ async function measureFill(guests: BenchGuests, ramMiB: number, rounds: number) 
     };
     const [lazy, eager]: [number[], number[]] = [[], []];
     for (let i = 0; i < Math.min(rounds, SLOW_ROUNDS_MAX); i++) {
-      lazy.push(await wake((qemu) => qemu.fillFrom(image.native, NO_PAGES, () => {}), true));
+      lazy.push(await wake((qemu) => qemu.fillFrom(image.native, '', () => {}), true));
       eager.push(await wake((qemu) => image.fill(qemu.ram), false));
     }
     return { lazyMsP50: p50(lazy), eagerMsP50: p50(eager) };

@@ -1,11 +1,17 @@
 /** What a manager may leave on the host, so that demo and tests can show that it leaves nothing. */
+import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { stateTag } from '../src/network/address.js';
 
-/** QEMU processes, interfaces and cgroups of the manager with this state directory that exist now. */
+/** QEMU processes, interfaces, cgroups and nftables rules of the manager with this state directory that exist now. */
 export function leftovers(stateDir: string): string[] {
-  return [...qemus(stateDir), ...interfaces(stateTag(stateDir)), ...cgroups(stateTag(stateDir))];
+  return [
+    ...qemus(stateDir),
+    ...interfaces(stateTag(stateDir)),
+    ...cgroups(stateTag(stateDir)),
+    ...rules(stateTag(stateDir)),
+  ];
 }
 
 function qemus(stateDir: string): string[] {
@@ -28,6 +34,12 @@ function cgroups(tag: string): string[] {
   const root = '/sys/fs/cgroup';
   const hierarchies = [root, ...(existsSync(root) ? readdirSync(root).map((name) => join(root, name)) : [])];
   return hierarchies.map((dir) => join(dir, `shadowvm-${tag}`)).filter((dir) => existsSync(dir));
+}
+
+/** Empty too where nft is not installed: then nobody made rules. */
+function rules(tag: string): string[] {
+  const { stdout } = spawnSync('nft', ['list', 'tables'], { encoding: 'utf8' });
+  return (stdout ?? '').split('\n').filter((table) => table.includes(tag));
 }
 
 /** Empty when it went away between listing and reading. */

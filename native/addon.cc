@@ -10,6 +10,8 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterProbe(env, exports);
   RegisterProcess(env, exports);
   RegisterNetwork(env, exports);
+  RegisterAnnounce(env, exports);
+  RegisterShaper(env, exports);
   RegisterPager(env, exports);
   return exports;
 }

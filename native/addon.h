@@ -15,6 +15,8 @@ void RegisterMemory(Napi::Env env, Napi::Object exports);
 void RegisterProbe(Napi::Env env, Napi::Object exports);
 void RegisterProcess(Napi::Env env, Napi::Object exports);
 void RegisterNetwork(Napi::Env env, Napi::Object exports);
+void RegisterAnnounce(Napi::Env env, Napi::Object exports);
+void RegisterShaper(Napi::Env env, Napi::Object exports);
 void RegisterPager(Napi::Env env, Napi::Object exports);
 
 // An Error with `code` ("ENOENT", or one of our own such as "ERR_CLOSED") and `syscall`, as Node's own errors have.

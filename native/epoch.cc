@@ -16,8 +16,8 @@
 constexpr size_t kStagingDivisor = 512;
 constexpr size_t kStagingPagesMin = 128;
 constexpr uint32_t kNoSlot = UINT32_MAX;
-// 16 MiB with each epoch: a commit stays short while a standby fills.
-constexpr size_t kFillPagesPerCommit = 4096;
+// 4 MiB with each epoch: a commit stays short while a standby fills.
+constexpr size_t kFillPagesPerCommit = 1024;
 
 static int64_t ClockNs(clockid_t clock) {
   struct timespec t;
@@ -328,26 +328,44 @@ void EpochBuffer::Install(const Resident& resident, size_t page, const uint8_t* 
   states.Settle(page, SHADOWVM_PAGE_PRESENT);
 }
 
+// What the page holds is no more what the image has: it is absent, and filled again later.
+void EpochBuffer::Evict(const Resident& resident, size_t page) {
+  PageStates states(resident.control);
+  if (states.Get(page) != SHADOWVM_PAGE_PRESENT) return;
+  PutZeros(*resident.ram, page);
+  states.Settle(page, SHADOWVM_PAGE_ABSENT);
+  residentPages_--;
+  QueueFill(page);
+}
+
+void EpochBuffer::QueueFill(size_t page) {
+  if (page >= fillQueued_.size() || fillQueued_[page]) return;
+  fillQueued_[page] = true;
+  fillOrder_.push_back(static_cast<uint32_t>(page));
+}
+
 // Pages that are resident get what was just committed; others become resident while there is room, since what was
-// written last will be needed first. The rest is filled when the QEMU wakes up.
+// written last will be needed first. The rest is filled when the QEMU wakes up. What was compressed before the commit is
+// not at hand any more: to read it back page by page would make a commit under load ten times as long.
 void EpochBuffer::Refresh(const Resident& resident) {
   if (filled_ != resident.control) {
     filled_ = resident.control;
-    fillOrder_ = image_->FillOrder();
-    std::reverse(fillOrder_.begin(), fillOrder_.end());
     residentPages_ = 0;
+    fillOrder_.clear();
+    fillQueued_.assign(pages_, false);
+    const std::vector<uint32_t> order = image_->FillOrder();
+    for (size_t i = order.size(); i-- > 0;) QueueFill(order[i]);
   }
   const PageStates states(resident.control);
-  uint8_t page[kPageBytes];
   for (const Captured& captured : captured_) {
     if (!captured.changed) continue;
     if (states.Get(captured.page) != SHADOWVM_PAGE_PRESENT && !MayGrow(resident)) continue;
-    const uint8_t* content = captured.slot != kNoSlot ? Slot(captured.slot) : page;
     if (captured.hash == image_->ZeroHash())
-      content = nullptr;
-    else if (captured.slot == kNoSlot)
-      image_->ReadPage(captured.page, page);
-    Install(resident, captured.page, content);
+      Install(resident, captured.page, nullptr);
+    else if (captured.slot != kNoSlot)
+      Install(resident, captured.page, Slot(captured.slot));
+    else
+      Evict(resident, captured.page);
   }
   FillSome(resident);
 }
@@ -358,6 +376,7 @@ void EpochBuffer::FillSome(const Resident& resident) {
   for (size_t filled = 0; filled < kFillPagesPerCommit && !fillOrder_.empty() && MayGrow(resident);) {
     const size_t next = fillOrder_.back();
     fillOrder_.pop_back();
+    fillQueued_[next] = false;
     if (states.Get(next) == SHADOWVM_PAGE_PRESENT) continue;
     try {
       image_->ReadAround(next, scratch_, [&](size_t page, const uint8_t* content) {
@@ -383,20 +402,14 @@ void EpochBuffer::Rewind(uint64_t epoch, const Resident* resident) {
   image_->Rewind(epoch);
   synced_ = false;  // what is given up now is reported no more
   if (resident == nullptr) return;
-  const PageStates states(resident->control);
-  uint8_t content[kPageBytes];
-  for (size_t page = 0; page < pages_; page++) {
-    const uint64_t hash = image_->PageHash(page);
-    if (hash == before[page] || states.Get(page) != SHADOWVM_PAGE_PRESENT) continue;
-    const bool zero = hash == image_->ZeroHash();
-    if (!zero) image_->ReadPage(page, content);
-    Install(*resident, page, zero ? nullptr : content);
-  }
+  for (size_t page = 0; page < pages_; page++)
+    if (image_->PageHash(page) != before[page]) Evict(*resident, page);
 }
 
 size_t EpochBuffer::MemoryBytes() const {
   return capturedOf_.capacity() * sizeof capturedOf_[0] + captured_.capacity() * sizeof captured_[0] +
          pending_.capacity() / 8 + fillOrder_.capacity() * sizeof fillOrder_[0] +
+         fillQueued_.capacity() / 8 +
          suspects_.capacity() * sizeof suspects_[0] + slotsTouched_ * kPageBytes;
 }
 

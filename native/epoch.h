@@ -111,6 +111,8 @@ class EpochBuffer {
   void Record(Captured& captured);
   void Refresh(const Resident& resident);
   void FillSome(const Resident& resident);
+  void QueueFill(size_t page);
+  void Evict(const Resident& resident, size_t page);
   bool MayGrow(const Resident& resident) const;
   void Install(const Resident& resident, size_t page, const uint8_t* content);
   void ThrowUnlessAlive() const;
@@ -136,7 +138,8 @@ class EpochBuffer {
 
   // The filling of the waiting QEMU that a commit saw last.
   std::shared_ptr<ControlPage> filled_;
-  std::vector<uint32_t> fillOrder_;  // what is left of it, the next page last
+  std::vector<uint32_t> fillOrder_;  // what is left of it, the next page last; each page once
+  std::vector<bool> fillQueued_;     // page → in fillOrder_
   size_t residentPages_ = 0;
   PageScratch scratch_;
 

@@ -6,200 +6,34 @@
 // failover's path.
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include "netlink.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
 #include <linux/ethtool.h>
-#include <linux/if_ether.h>
 #include <linux/if_link.h>
-#include <linux/if_packet.h>
 #include <linux/if_tun.h>
-#include <linux/neighbour.h>
-#include <linux/netlink.h>
-#include <linux/rtnetlink.h>
 #include <linux/sockios.h>
-#include <net/if.h>
 #include <net/if_arp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <vector>
 
-#include "addon.h"
-
 // linux/if_bridge.h pulls in linux/in6.h, which clashes with netinet/in.h of the C library, so nothing of it is used.
 
 namespace {
-
-constexpr size_t kMacBytes = 6;
-
-struct Mac {
-  uint8_t bytes[kMacBytes];
-};
-
-// ---- Arguments: everything is checked here, so that nothing below sees a name that is too long or not a name. ----
-
-std::string TextArgument(const Napi::CallbackInfo& info, size_t index, const char* usage) {
-  if (!info[index].IsString()) throw MakeTypeError(info.Env(), "network", usage);
-  return info[index].As<Napi::String>();
-}
-
-// The kernel's rule (dev_valid_name) and two of our own: '%' is a template to the tun driver, which would make an
-// interface of another name than asked for; a NUL would cut the name short.
-std::string NameArgument(const Napi::CallbackInfo& info, size_t index, const char* usage) {
-  const std::string name = TextArgument(info, index, usage);
-  const bool badCharacter = std::any_of(name.begin(), name.end(), [](unsigned char c) {
-    return c <= ' ' || c == '/' || c == ':' || c == '%' || c == 0x7f;
-  });
-  if (name.empty() || name.size() >= IFNAMSIZ || name == "." || name == ".." || badCharacter)
-    throw MakeError(info.Env(), "EINVAL", "if_nametoindex",
-                    std::string(usage) + ": not an interface name of 1 to 15 bytes: '" + name + "'");
-  return name;
-}
-
-uint32_t NumberArgument(const Napi::CallbackInfo& info, size_t index, const char* usage, double min, double max) {
-  return static_cast<uint32_t>(WholeNumber(info[index], min, max, "network", usage));
-}
-
-bool BooleanArgument(const Napi::CallbackInfo& info, size_t index, const char* usage) {
-  if (!info[index].IsBoolean()) throw MakeTypeError(info.Env(), "network", usage);
-  return info[index].As<Napi::Boolean>();
-}
-
-in_addr AddressArgument(const Napi::CallbackInfo& info, size_t index, const char* usage) {
-  const std::string text = TextArgument(info, index, usage);
-  in_addr address{};
-  // size() against strlen(): inet_pton stops at a NUL inside the string.
-  if (text.size() != strlen(text.c_str()) || inet_pton(AF_INET, text.c_str(), &address) != 1)
-    throw MakeError(info.Env(), "EINVAL", "inet_pton", std::string(usage) + ": not an IPv4 address: '" + text + "'");
-  return address;
-}
-
-Mac MacArgument(const Napi::CallbackInfo& info, size_t index, const char* usage) {
-  const std::string text = TextArgument(info, index, usage);
-  Mac mac{};
-  auto digit = [](char c) -> int {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return -1;
-  };
-  bool valid = text.size() == kMacBytes * 3 - 1;
-  for (size_t i = 0; valid && i < kMacBytes; i++) {
-    const int high = digit(text[i * 3]);
-    const int low = digit(text[i * 3 + 1]);
-    valid = high >= 0 && low >= 0 && (i + 1 == kMacBytes || text[i * 3 + 2] == ':');
-    if (valid) mac.bytes[i] = static_cast<uint8_t>(high << 4 | low);
-  }
-  // The lowest bit of the first byte marks a group: no interface may have such an address.
-  if (!valid || (mac.bytes[0] & 1) != 0)
-    throw MakeError(info.Env(), "EINVAL", "parse", std::string(usage) + ": not a unicast MAC address: '" + text + "'");
-  return mac;
-}
-
-// ---- Sockets. Opened once and kept: closing a packet socket waits for an RCU grace period (tens of ms). ----
-
-// A process has one network namespace for its life (Node never calls setns), so a kept socket stays the right one.
-int KeptSocket(Napi::Env env, int* kept, int domain, int type, int protocol) {
-  if (*kept < 0) {
-    const int fd = socket(domain, type | SOCK_CLOEXEC, protocol);
-    if (fd < 0) throw ErrnoError(env, errno, "socket", "for network control");
-    *kept = fd;
-  }
-  return *kept;
-}
-
-// Thread-local: a worker thread that loads the addon too must not read the answers to this thread's netlink requests.
-thread_local int controlSocket = -1;
-thread_local int netlinkSocket = -1;
-thread_local int packetSocket = -1;
-
-int ControlSocket(Napi::Env env) { return KeptSocket(env, &controlSocket, AF_INET, SOCK_DGRAM, 0); }
-
-ifreq RequestFor(const std::string& name) {
-  ifreq request{};
-  // NameArgument made sure that it fits with its NUL; the rest of the field is zero already.
-  memcpy(request.ifr_name, name.data(), name.size());
-  return request;
-}
-
-void Control(Napi::Env env, unsigned long command, void* argument, const char* what, const std::string& subject) {
-  // sound: every caller passes the structure that the ioctl is defined for, alive for the duration of the call.
-  if (ioctl(ControlSocket(env), command, argument) != 0) throw ErrnoError(env, errno, what, subject);
-}
-
-int IndexOf(Napi::Env env, const std::string& name) {
-  ifreq request = RequestFor(name);
-  Control(env, SIOCGIFINDEX, &request, "SIOCGIFINDEX", name);
-  return request.ifr_ifindex;
-}
-
-// One rtnetlink request and its acknowledgement. The buffer holds header, family header and attributes in order.
-class NetlinkRequest {
- public:
-  NetlinkRequest(uint16_t type, uint16_t flags, const void* family, size_t familyBytes) {
-    nlmsghdr* header = Header();
-    header->nlmsg_type = type;
-    header->nlmsg_flags = static_cast<uint16_t>(NLM_F_REQUEST | NLM_F_ACK | flags);
-    header->nlmsg_len = NLMSG_LENGTH(familyBytes);
-    memcpy(NLMSG_DATA(header), family, familyBytes);
-  }
-
-  void Attribute(uint16_t type, const void* data, size_t bytes) {
-    nlmsghdr* header = Header();
-    const size_t offset = NLMSG_ALIGN(header->nlmsg_len);
-    // Attributes here are addresses of at most 6 bytes; the bound is asserted because the buffer is fixed.
-    if (offset + RTA_SPACE(bytes) > sizeof buffer_) abort();
-    auto* attribute = reinterpret_cast<rtattr*>(buffer_ + offset);
-    attribute->rta_type = type;
-    attribute->rta_len = static_cast<uint16_t>(RTA_LENGTH(bytes));
-    memcpy(RTA_DATA(attribute), data, bytes);
-    header->nlmsg_len = static_cast<uint32_t>(offset + RTA_SPACE(bytes));
-  }
-
-  // Returns 0 or the errno that the kernel answered. @throws where the conversation itself fails
-  int Send(Napi::Env env) {
-    const int fd = KeptSocket(env, &netlinkSocket, AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
-    static thread_local uint32_t lastSequence = 0;
-    nlmsghdr* header = Header();
-    header->nlmsg_seq = ++lastSequence;
-    sockaddr_nl kernel{};
-    kernel.nl_family = AF_NETLINK;
-    if (sendto(fd, buffer_, header->nlmsg_len, 0, reinterpret_cast<sockaddr*>(&kernel), sizeof kernel) < 0)
-      throw ErrnoError(env, errno, "sendto", "netlink");
-    alignas(nlmsghdr) char answer[1024];
-    // rtnetlink handles a request within the sender's sendto, so the acknowledgement is already queued: this does not
-    // wait. Older answers (of a request that failed half-way) are skipped by their number.
-    for (int attempt = 0; attempt < 16; attempt++) {
-      const ssize_t bytes = recv(fd, answer, sizeof answer, MSG_DONTWAIT);
-      if (bytes < 0 && errno == EINTR) continue;
-      if (bytes < 0) throw ErrnoError(env, errno, "recv", "netlink");
-      const auto* reply = reinterpret_cast<const nlmsghdr*>(answer);
-      if (!NLMSG_OK(reply, static_cast<size_t>(bytes)) || reply->nlmsg_seq != header->nlmsg_seq) continue;
-      if (reply->nlmsg_type != NLMSG_ERROR) continue;
-      return -static_cast<const nlmsgerr*>(NLMSG_DATA(reply))->error;
-    }
-    throw MakeError(env, "EPROTO", "recv", "netlink: no acknowledgement");
-  }
-
- private:
-  nlmsghdr* Header() { return reinterpret_cast<nlmsghdr*>(buffer_); }
-  alignas(nlmsghdr) char buffer_[256] = {};
-};
-
-void SendOrThrow(Napi::Env env, NetlinkRequest* request, const char* what, const std::string& subject) {
-  const int number = request->Send(env);
-  if (number != 0) throw ErrnoError(env, number, what, subject);
-}
 
 void DeleteLink(Napi::Env env, const std::string& name) {
   ifinfomsg link{};
   link.ifi_family = AF_UNSPEC;
   link.ifi_index = IndexOf(env, name);
   NetlinkRequest request(RTM_DELLINK, 0, &link, sizeof link);
-  SendOrThrow(env, &request, "RTM_DELLINK", name);
+  request.SendOrThrow(env, "RTM_DELLINK", name);
 }
 
 enum class Kind { kBridge, kTap };
@@ -240,26 +74,30 @@ Napi::Value DeleteBridge(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// setAddress(ifname, ipv4, prefixLength): void. By netlink and not SIOCSIFADDR: that one first installs the address with
-// its class's mask (10.0.0.0/8), which on a running interface takes the whole class's traffic for a moment.
+// setAddress(ifname, address, prefixLength): void. By netlink and not SIOCSIFADDR: that one first installs the address with
+// its class's mask (10.0.0.0/8), which on a running interface takes the whole class's traffic for a moment. An IPv6
+// address is there at once, without asking whether another host has it: the interface is ours, and its addresses too.
 Napi::Value SetAddress(const Napi::CallbackInfo& info) {
-  const char* usage = "setAddress(ifname, ipv4, prefixLength)";
+  const char* usage = "setAddress(ifname, address, prefixLength)";
   const std::string name = NameArgument(info, 0, usage);
-  const in_addr address = AddressArgument(info, 1, usage);
-  const uint32_t prefixLength = NumberArgument(info, 2, usage, 1, 32);
+  const IpAddress address = AddressArgument(info, 1, usage);
+  const uint32_t prefixLength = NumberArgument(info, 2, usage, 1, static_cast<double>(8 * address.Bytes()));
   ifaddrmsg message{};
-  message.ifa_family = AF_INET;
+  message.ifa_family = address.family;
   message.ifa_prefixlen = static_cast<uint8_t>(prefixLength);
+  message.ifa_flags = address.family == AF_INET6 ? IFA_F_NODAD : 0;
   message.ifa_scope = RT_SCOPE_UNIVERSE;
   message.ifa_index = static_cast<uint32_t>(IndexOf(info.Env(), name));
   NetlinkRequest request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &message, sizeof message);
-  request.Attribute(IFA_LOCAL, &address, sizeof address);
-  request.Attribute(IFA_ADDRESS, &address, sizeof address);
-  if (prefixLength < 31) {
-    const in_addr broadcast{address.s_addr | htonl(0xffffffffu >> prefixLength)};
+  request.Attribute(IFA_LOCAL, address.bytes, address.Bytes());
+  request.Attribute(IFA_ADDRESS, address.bytes, address.Bytes());
+  if (address.family == AF_INET && prefixLength < 31) {
+    in_addr broadcast{};
+    memcpy(&broadcast, address.bytes, sizeof broadcast);
+    broadcast.s_addr |= htonl(0xffffffffu >> prefixLength);
     request.Attribute(IFA_BROADCAST, &broadcast, sizeof broadcast);
   }
-  SendOrThrow(info.Env(), &request, "RTM_NEWADDR", name);
+  request.SendOrThrow(info.Env(), "RTM_NEWADDR", name);
   return info.Env().Undefined();
 }
 
@@ -476,97 +314,6 @@ Napi::Value CountersByName(const Napi::CallbackInfo& info) {
   return result;
 }
 
-struct ArpFrame {
-  ethhdr ethernet;
-  arphdr arp;
-  uint8_t senderMac[kMacBytes];
-  uint8_t senderAddress[4];
-  uint8_t targetMac[kMacBytes];
-  uint8_t targetAddress[4];
-} __attribute__((packed));
-static_assert(sizeof(ArpFrame) == 42, "an ARP frame on Ethernet");
-
-// announce(ifname, mac, ipv4): void. Gratuitous ARP in both forms, since some stacks take only one of them: as a request
-// (RFC 5227 announcement) and as a reply. The frame carries the guest's MAC as its source, so every switch that it
-// passes learns the way; on a bridge it goes to all ports.
-Napi::Value Announce(const Napi::CallbackInfo& info) {
-  const char* usage = "announce(ifname, mac, ipv4)";
-  const std::string name = NameArgument(info, 0, usage);
-  const Mac mac = MacArgument(info, 1, usage);
-  const in_addr address = AddressArgument(info, 2, usage);
-  Napi::Env env = info.Env();
-  // Protocol 0: the socket only sends; nothing is ever queued on it.
-  const int fd = KeptSocket(env, &packetSocket, AF_PACKET, SOCK_RAW, 0);
-  sockaddr_ll target{};
-  target.sll_family = AF_PACKET;
-  target.sll_protocol = htons(ETH_P_ARP);
-  target.sll_ifindex = IndexOf(env, name);
-  target.sll_halen = kMacBytes;
-  memset(target.sll_addr, 0xff, kMacBytes);
-
-  ArpFrame frame{};
-  memset(frame.ethernet.h_dest, 0xff, kMacBytes);
-  memcpy(frame.ethernet.h_source, mac.bytes, kMacBytes);
-  frame.ethernet.h_proto = htons(ETH_P_ARP);
-  frame.arp.ar_hrd = htons(ARPHRD_ETHER);
-  frame.arp.ar_pro = htons(ETH_P_IP);
-  frame.arp.ar_hln = kMacBytes;
-  frame.arp.ar_pln = 4;
-  memcpy(frame.senderMac, mac.bytes, kMacBytes);
-  memcpy(frame.senderAddress, &address, 4);
-  memcpy(frame.targetAddress, &address, 4);
-  for (const uint16_t operation : {uint16_t{ARPOP_REQUEST}, uint16_t{ARPOP_REPLY}}) {
-    frame.arp.ar_op = htons(operation);
-    if (operation == ARPOP_REPLY) memcpy(frame.targetMac, mac.bytes, kMacBytes);
-    const ssize_t sent =
-        sendto(fd, &frame, sizeof frame, 0, reinterpret_cast<const sockaddr*>(&target), sizeof target);
-    if (sent != sizeof frame) throw ErrnoError(env, sent < 0 ? errno : EIO, "sendto", name);
-  }
-  return env.Undefined();
-}
-
-// learnAddress(ifname, mac): boolean. Tells the bridge that mac is behind its port ifname, as if a frame had come from
-// there (it ages as such): what a host sends out of its bridge teaches the neighbours but not the bridge itself.
-// false: the port does not forward (down, no carrier, or in no bridge), so it can not learn either.
-Napi::Value LearnAddress(const Napi::CallbackInfo& info) {
-  const char* usage = "learnAddress(ifname, mac)";
-  const std::string name = NameArgument(info, 0, usage);
-  const Mac mac = MacArgument(info, 1, usage);
-  Napi::Env env = info.Env();
-  ndmsg message{};
-  message.ndm_family = AF_BRIDGE;
-  message.ndm_ifindex = IndexOf(env, name);
-  message.ndm_state = NUD_REACHABLE;
-  message.ndm_flags = NTF_MASTER;
-  NetlinkRequest request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &message, sizeof message);
-  request.Attribute(NDA_LLADDR, mac.bytes, kMacBytes);
-  const int number = request.Send(env);
-  // EPERM is the bridge's word for a port that is not learning; a caller without CAP_NET_ADMIN gets it too, but had
-  // to have the right to bring the port up before. EOPNOTSUPP: in no bridge.
-  if (number == EPERM || number == EOPNOTSUPP || number == EINVAL) return Napi::Boolean::New(env, false);
-  if (number != 0) throw ErrnoError(env, number, "RTM_NEWNEIGH", name);
-  return Napi::Boolean::New(env, true);
-}
-
-// setNeighbour(ifname, ipv4, mac): void. Tells this host's own stack, which does not hear what it announces. An entry that
-// it is still asking for (after the bridge was without a running port) is resolved and its waiting packets leave; by
-// itself the kernel would ask again at its next turn, up to a second later. The entry ages as any other.
-Napi::Value SetNeighbour(const Napi::CallbackInfo& info) {
-  const char* usage = "setNeighbour(ifname, ipv4, mac)";
-  const std::string name = NameArgument(info, 0, usage);
-  const in_addr address = AddressArgument(info, 1, usage);
-  const Mac mac = MacArgument(info, 2, usage);
-  ndmsg message{};
-  message.ndm_family = AF_INET;
-  message.ndm_ifindex = IndexOf(info.Env(), name);
-  message.ndm_state = NUD_REACHABLE;
-  NetlinkRequest request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &message, sizeof message);
-  request.Attribute(NDA_DST, &address, sizeof address);
-  request.Attribute(NDA_LLADDR, mac.bytes, kMacBytes);
-  SendOrThrow(info.Env(), &request, "RTM_NEWNEIGH", name);
-  return info.Env().Undefined();
-}
-
 }  // namespace
 
 void RegisterNetwork(Napi::Env env, Napi::Object exports) {
@@ -584,7 +331,4 @@ void RegisterNetwork(Napi::Env env, Napi::Object exports) {
   exports.Set("listInterfaces", Napi::Function::New(env, ListInterfaces));
   exports.Set("counters", Napi::Function::New(env, Counters));
   exports.Set("countersByName", Napi::Function::New(env, CountersByName));
-  exports.Set("announce", Napi::Function::New(env, Announce));
-  exports.Set("learnAddress", Napi::Function::New(env, LearnAddress));
-  exports.Set("setNeighbour", Napi::Function::New(env, SetNeighbour));
 }

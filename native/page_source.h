@@ -21,6 +21,10 @@ class PageSource {
   // A content of nullptr is all zeros. Safe to call from several threads, each with a scratch of its own. Throws
   // Failure: ERR_IMAGE_CORRUPT for a page that fails its checksum (it is never visited), or the errno of a read.
   virtual void ReadAround(size_t page, PageScratch& scratch, const Visit& visit) const = 0;
+  // These pages are about to be read: what has to come from a disk is asked for at once.
+  virtual void Expect(const std::vector<uint32_t>& pages) const { (void)pages; }
+  // Whether `page` has exactly this content, which came from elsewhere.
+  virtual bool Holds(size_t page, const uint8_t* content) const = 0;
   // The pages that are not all zeros, most recently written first: the order in which to fill.
   virtual std::vector<uint32_t> FillOrder() const = 0;
 };

@@ -22,10 +22,7 @@ constexpr int kFillNice = 10;    // nobody waits
 constexpr useconds_t kYieldUs = 50;
 constexpr useconds_t kNoMemoryUs = 1000;
 constexpr int64_t kThrottleSliceNs = 20'000'000;
-// A guest that wakes up has the host for itself: the fill waits for a pause between its faults, but not longer than this.
-constexpr int64_t kAwakeningNs = 300'000'000;
-constexpr int64_t kQuietNs = 3'000'000;
-constexpr size_t kNeededMax = 2048;
+constexpr size_t kMissedMax = 2048;
 
 static int64_t NowNs() {
   struct timespec t;
@@ -69,8 +66,6 @@ Pager::~Pager() {
 
 void Pager::Start(size_t faultThreads) {
   filling_ = true;
-  startNs_ = NowNs();
-  faultAtNs_ = startNs_;
   RetryLeftOvers();
   for (size_t i = 0; i < faultThreads; i++)
     threads_.emplace_back([this] {
@@ -117,7 +112,6 @@ void Pager::FaultLoop() {
     const size_t page = static_cast<size_t>((message.arg.pagefault.address - base_) / kPageBytes);
     if (page < source_->pages()) {
       faults_++;
-      faultAtNs_ = startNs;
       if (Serve(page, scratch))
         Record(page, NowNs() - startNs);
       else
@@ -224,7 +218,7 @@ void Pager::Trouble(size_t page, const Failure& failure) {
 void Pager::Record(size_t page, int64_t ns) {
   const float ms = static_cast<float>(ns) / 1e6f;
   std::lock_guard<std::mutex> lock(timesMutex_);
-  if (needed_.size() < kNeededMax) needed_.push_back(static_cast<uint32_t>(page));
+  if (missed_.size() < kMissedMax) missed_.push_back(static_cast<uint32_t>(page));
   if (times_.size() < kTimesKept)
     times_.push_back(ms);
   else
@@ -234,16 +228,12 @@ void Pager::Record(size_t page, int64_t ns) {
 
 std::vector<uint32_t> Pager::Needed() const {
   std::lock_guard<std::mutex> lock(timesMutex_);
-  return needed_;
+  return MergeHotPages(hot_, missed_);
 }
 
 // Faults first; then the limit.
 void Pager::WaitForTurn(int64_t* nextNs) {
-  for (int64_t nowNs = NowNs(); !stop_ && !control_->dead(); nowNs = NowNs()) {
-    const bool awakening = nowNs - startNs_ < kAwakeningNs && nowNs - faultAtNs_ < kQuietNs;
-    if (serving_ == 0 && !awakening) break;
-    usleep(kYieldUs);
-  }
+  while (serving_ > 0 && !stop_ && !control_->dead()) usleep(kYieldUs);
   const uint64_t limit = fillBytesPerSecond_;
   if (limit == 0) {
     *nextNs = 0;
@@ -253,15 +243,43 @@ void Pager::WaitForTurn(int64_t* nextNs) {
   int64_t nowNs = NowNs();
   // What was not used is not saved up, beyond one slice: a limit is no mean of a whole fill.
   *nextNs = std::max(*nextNs, nowNs - kThrottleSliceNs) + pageNs;
-  for (; *nextNs > nowNs && !stop_ && fillBytesPerSecond_ == limit; nowNs = NowNs())
+  for (; *nextNs > nowNs && !stop_ && !control_->dead() && fillBytesPerSecond_ == limit; nowNs = NowNs())
     usleep(static_cast<useconds_t>(std::min(*nextNs - nowNs, kThrottleSliceNs) / 1000 + 1));
 }
 
-void Pager::FillPage(size_t page, PageScratch& scratch) {
+void Pager::KeepHot(const std::string& path, const std::vector<uint32_t>& pages) const {
+  SetNice(kFillNice);
+  WriteHotPages(path, *source_, pages, stop_);
+}
+
+// Those that have changed since the file was written come from the source, like all others. Pages of zeros too: a guest
+// that touched them once does so again.
+void Pager::FillHot(const std::string& path, PageScratch& scratch) {
+  const HotPages hot = ReadHotPages(path);
+  {
+    std::lock_guard<std::mutex> lock(timesMutex_);
+    hot_ = hot.numbers;
+  }
+  std::vector<uint32_t> changed;
+  for (size_t i = 0; i < hot.numbers.size() && !stop_; i++) {
+    const uint32_t page = hot.numbers[i];
+    if (page >= source_->pages() || states_.Get(page) != SHADOWVM_PAGE_ABSENT) continue;
+    const uint8_t* content = hot.contents.data() + i * kPageBytes;
+    if (!source_->Holds(page, content))
+      changed.push_back(page);
+    else if (Install(page, content) == Installed::kYes)
+      filledPages_++;
+  }
+  source_->Expect(changed);
+  for (size_t i = 0; i < changed.size() && !stop_; i++) FillPage(changed[i], scratch, true);
+}
+
+void Pager::FillPage(size_t page, PageScratch& scratch, bool zeros) {
   if (states_.Get(page) != SHADOWVM_PAGE_ABSENT) return;
   try {
     source_->ReadAround(page, scratch, [&](size_t visited, const uint8_t* content) {
-      if (content != nullptr && Install(visited, content) == Installed::kYes) filledPages_++;
+      const bool wanted = content != nullptr || (zeros && visited == page);
+      if (wanted && Install(visited, content) == Installed::kYes) filledPages_++;
     });
   } catch (const Failure& failure) {
     Trouble(page, failure);
@@ -271,19 +289,18 @@ void Pager::FillPage(size_t page, PageScratch& scratch) {
   if (control_->dead()) throw Failure{"ERR_VM_DEAD", "pager", "the VM's process died while it was filled"};
 }
 
-FillResult Pager::Fill(const std::vector<uint32_t>& first) {
+FillResult Pager::Fill(const std::string& hotPath) {
   const int64_t startNs = NowNs();
   PageScratch scratch;
   SetNice(kFaultNice);
-  for (size_t i = 0; i < first.size() && !stop_; i++)
-    if (first[i] < source_->pages()) FillPage(first[i], scratch);
+  FillHot(hotPath, scratch);
   SetNice(kFillNice);
   int64_t nextNs = 0;
   const std::vector<uint32_t> order = source_->FillOrder();
   for (size_t i = 0; i < order.size() && !stop_; i++) {
     if (states_.Get(order[i]) != SHADOWVM_PAGE_ABSENT) continue;
     WaitForTurn(&nextNs);
-    FillPage(order[i], scratch);
+    FillPage(order[i], scratch, false);
   }
   // What a fault thread is installing at this moment.
   for (const uint32_t page : order)

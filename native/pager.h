@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "page_source.h"
+#include "hot_pages.h"
 #include "page_states.h"
 #include "worker.h"
 
@@ -46,12 +46,14 @@ class Pager {
 
   // Begins to serve faults; those that an earlier manager left unanswered come again. There must be no other pager.
   void Start(size_t faultThreads);
-  // Installs every page that is not all zeros; to be called once, after Start, on a thread of its own. `first` comes
-  // first, at once: what a guest is known to need when it wakes up. Throws Failure: ERR_CLOSED after Stop, ERR_VM_DEAD,
+  // Installs every page that is not all zeros; to be called once, after Start, on a thread of its own. The hot pages of
+  // that file (hot_pages.h) come first, at once. Throws Failure: ERR_CLOSED after Stop, ERR_VM_DEAD,
   // or the failure of the first page that the source could not give.
-  FillResult Fill(const std::vector<uint32_t>& first);
-  // The pages that were waited for since the start, up to kNeededMax, in their order: to be given as `first` next time.
+  FillResult Fill(const std::string& hotPath);
+  // The hot pages, and those that were waited for all the same since the start: what the next awakening will need.
   std::vector<uint32_t> Needed() const;
+  // Writes a file of hot pages from the source; gives up after Stop. Throws Failure.
+  void KeepHot(const std::string& path, const std::vector<uint32_t>& pages) const;
   // 0: no limit.
   void Throttle(uint64_t bytesPerSecond) { fillBytesPerSecond_ = bytesPerSecond; }
   // Ends the threads. Faults are served no more: a guest that touches an absent page waits until another pager starts.
@@ -70,7 +72,8 @@ class Pager {
   void Trouble(size_t page, const Failure& failure);
   void Record(size_t page, int64_t ns);
   void WaitForTurn(int64_t* nextNs);
-  void FillPage(size_t page, PageScratch& scratch);
+  void FillHot(const std::string& path, PageScratch& scratch);
+  void FillPage(size_t page, PageScratch& scratch, bool zeros);
 
   const std::shared_ptr<ControlPage> control_;
   const std::shared_ptr<SharedMemory> ram_;
@@ -92,13 +95,12 @@ class Pager {
   std::atomic<uint64_t> installedPages_{0};
   std::atomic<uint64_t> filledPages_{0};
 
-  std::atomic<int64_t> faultAtNs_{0};  // the newest
-  int64_t startNs_ = 0;
   bool failed_ = false;  // the fill's own
   Failure firstFailure_;
 
   mutable std::mutex timesMutex_;
   std::vector<float> times_;  // ms, a ring of the newest
   float timesMax_ = 0;
-  std::vector<uint32_t> needed_;
+  std::vector<uint32_t> hot_;     // of the file
+  std::vector<uint32_t> missed_;  // that were waited for, up to kMissedMax
 };

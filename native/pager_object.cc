@@ -42,6 +42,7 @@ class PagerObject : public Napi::ObjectWrap<PagerObject> {
   Napi::Value Start(const Napi::CallbackInfo& info);
   Napi::Value Stats(const Napi::CallbackInfo& info);
   Napi::Value Needed(const Napi::CallbackInfo& info);
+  Napi::Value KeepHot(const Napi::CallbackInfo& info);
   void Throttle(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
   Pager& Open(Napi::Env env) const;
@@ -50,6 +51,7 @@ class PagerObject : public Napi::ObjectWrap<PagerObject> {
   bool started_ = false;
   std::shared_ptr<Pager> pager_;
   std::unique_ptr<Worker> worker_;
+  std::unique_ptr<Worker> keeper_;  // of hot pages; made when it is needed
 };
 
 // The objects that pages can come from.
@@ -64,6 +66,7 @@ void PagerObject::Register(Napi::Env env, Napi::Object exports) {
                           {InstanceMethod<&PagerObject::Start>("start"), InstanceMethod<&PagerObject::Stats>("stats"),
                            InstanceMethod<&PagerObject::Throttle>("throttle"),
                            InstanceMethod<&PagerObject::Needed>("needed"),
+                           InstanceMethod<&PagerObject::KeepHot>("keepHot"),
                            InstanceMethod<&PagerObject::Close>("close")}));
 }
 
@@ -101,20 +104,23 @@ Pager& PagerObject::Open(Napi::Env env) const {
   return *pager_;
 }
 
-// start(first?: Uint32Array): serves faults from now on, and fills; the promise settles with the end of the fill.
+static std::vector<uint32_t> PagesFrom(Napi::Value value, const char* usage) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint32_array)
+    throw MakeTypeError(value.Env(), "pager", usage);
+  const auto pages = value.As<Napi::Uint32Array>();
+  return std::vector<uint32_t>(pages.Data(), pages.Data() + pages.ElementLength());
+}
+
+// start(hotPath?: string): serves faults from now on, and fills; the promise settles with the end of the fill.
 Napi::Value PagerObject::Start(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Pager& pager = Open(env);
   if (started_) throw MakeError(env, "ERR_BUSY", "pager", "this pager was started already");
   started_ = true;
-  std::vector<uint32_t> first;
-  if (info[0].IsTypedArray() && info[0].As<Napi::TypedArray>().TypedArrayType() == napi_uint32_array) {
-    const auto pages = info[0].As<Napi::Uint32Array>();
-    first.assign(pages.Data(), pages.Data() + pages.ElementLength());
-  }
+  const std::string hotPath = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : std::string();
   pager.Start(faultThreads_);
-  return worker_->Run(env, Value(), [pager = pager_, first = std::move(first)]() -> Worker::Finish {
-    const FillResult result = pager->Fill(first);
+  return worker_->Run(env, Value(), [pager = pager_, hotPath]() -> Worker::Finish {
+    const FillResult result = pager->Fill(hotPath);
     return [result](Napi::Env env) {
       Napi::Object object = Napi::Object::New(env);
       object.Set("pages", static_cast<double>(result.pages));
@@ -137,12 +143,26 @@ Napi::Value PagerObject::Stats(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// needed(): Uint32Array of the pages that were waited for, in their order
+// needed(): Uint32Array of the hot pages of this awakening and of those that were waited for all the same
 Napi::Value PagerObject::Needed(const Napi::CallbackInfo& info) {
   const std::vector<uint32_t> pages = Open(info.Env()).Needed();
   Napi::Uint32Array result = Napi::Uint32Array::New(info.Env(), pages.size());
   std::copy(pages.begin(), pages.end(), result.Data());
   return result;
+}
+
+// keepHot(path, pages: Uint32Array): Promise. One at a time.
+Napi::Value PagerObject::KeepHot(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const char* const usage = "keepHot(path, pages: Uint32Array)";
+  Open(env);
+  if (!info[0].IsString()) throw MakeTypeError(env, "pager", usage);
+  const std::string path = info[0].As<Napi::String>();
+  if (!keeper_) keeper_ = std::make_unique<Worker>(env, "shadowvm-hot");
+  return keeper_->Run(env, Value(), [pager = pager_, path, pages = PagesFrom(info[1], usage)]() -> Worker::Finish {
+    pager->KeepHot(path, pages);
+    return [](Napi::Env env) { return env.Undefined(); };
+  });
 }
 
 // throttle(bytesPerSecond): a limit for the fill, not for faults; 0 is none.

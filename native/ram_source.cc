@@ -18,6 +18,10 @@ void RamSource::ReadAround(size_t page, PageScratch&, const Visit& visit) const 
   visit(page, content != nullptr && IsZero(content) ? nullptr : content);
 }
 
+bool RamSource::Holds(size_t page, const uint8_t* content) const {
+  return hasData_[page] ? memcmp(memory_->base + page * kPageBytes, content, kPageBytes) == 0 : IsZero(content);
+}
+
 std::vector<uint32_t> RamSource::FillOrder() const {
   std::vector<uint32_t> order;
   for (size_t page = 0; page < hasData_.size(); page++)

@@ -13,6 +13,7 @@ class RamSource : public PageSource {
   explicit RamSource(std::shared_ptr<SharedMemory> memory);
   size_t pages() const override { return hasData_.size(); }
   void ReadAround(size_t page, PageScratch& scratch, const Visit& visit) const override;
+  bool Holds(size_t page, const uint8_t* content) const override;
   std::vector<uint32_t> FillOrder() const override;
 
  private:

@@ -22,6 +22,10 @@ const VERBS = [
   'shadow ls',
   'shadow promote',
   'shadow rm',
+  'network create',
+  'network ls',
+  'network show',
+  'network rm',
   'events',
   'image build',
   'image ls',
@@ -31,18 +35,18 @@ const VERBS = [
 ];
 
 describe.concurrent('help', () => {
-  test.each(['', 'vm', 'shadow', 'image', ...VERBS])('shadowvm %s --help has examples', async (verb) => {
+  test.each(['', 'vm', 'shadow', 'network', 'image', ...VERBS])('shadowvm %s --help has examples', async (verb) => {
     const { code, stdout, stderr } = await run(...verb.split(' ').filter(Boolean), '--help');
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toContain(`Usage: shadowvm ${verb}`.trim());
     expect(stdout).toMatch(/\nExamples:\n {2}shadowvm \S/);
     if (verb !== '') expect(stdout).toContain(`  shadowvm ${verb}`);
-    expect(stdout).toContain(['vm', 'shadow', 'image'].includes(verb) ? 'Commands:' : '--json');
+    expect(stdout).toContain(['vm', 'shadow', 'network', 'image'].includes(verb) ? 'Commands:' : '--json');
   });
 
   test('the drill is not listed, every other verb is', async () => {
     const listed = (
-      await Promise.all(['', 'vm', 'shadow', 'image'].map((group) => run(group || '--help', '--help')))
+      await Promise.all(['', 'vm', 'shadow', 'network', 'image'].map((group) => run(group || '--help', '--help')))
     ).map((ended) => ended.stdout);
     for (const verb of VERBS) {
       const found = listed.some((text) => new RegExp(`^ {2}${verb.split(' ').at(-1)}\\b`, 'm').test(text));
@@ -66,6 +70,12 @@ describe.concurrent('a command line that is wrong ends with 2 and says why', () 
     ['vm run web --vcpus 99', 'it is not from 1 to 8'],
     ['vm run web --network wifi', 'Allowed choices are auto, tap, user, none'],
     ['vm run web --publish 80', 'it does not have the form HOST:GUEST'],
+    ['vm run web --net Back_end', 'a name has 1 to 32 characters'],
+    ['vm run web --bandwidth 100', 'it has no unit'],
+    ['vm run web --bandwidth 1K', 'bandwidthBitsPerSecond: a bandwidth is 64000'],
+    ['vm run web --probe udp:53', 'it begins with none of tcp:, http:, redis: and exec:'],
+    ['vm run web --probe tcp:80 --probe-period 1ms', 'probes.0.periodMs'],
+    ['network create web', "required option '--subnet <cidr>' not specified"],
     ['vm run web --shadow-when cpu>200%', 'the percentage is not between 0 and 100'],
     [
       'vm run web --shadow always --shadow-when cpu>60%',
@@ -114,7 +124,7 @@ describe.concurrent('a command line that is wrong ends with 2 and says why', () 
     });
   });
 
-  test.each(['', 'vm', 'shadow', 'image'])('shadowvm %s without a verb shows the help', async (group) => {
+  test.each(['', 'vm', 'shadow', 'network', 'image'])('shadowvm %s without a verb shows the help', async (group) => {
     const { code, stdout, stderr } = await run(...group.split(' ').filter(Boolean));
     expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
     expect(stderr).toContain('Usage: shadowvm');

@@ -164,9 +164,33 @@ describe('with a daemon', () => {
     expect(capacity).toMatch(/3 VMs, 1 of them not known yet; SHORT is the chance .* in the next 1 h\n$/);
   });
 
+  test('networks are made, listed, shown and removed', async () => {
+    const line = 'network create backend --subnet 10.1.0.0/24 --subnet6 fd00:1::/64 --nat --bridge svb';
+    expect(await run(...line.split(' '))).toMatchObject({
+      code: 0,
+      stdout: 'backend is on shadowvm0, the host is 10.77.0.1 there\n',
+    });
+    expect(manager.calls).toContain(
+      'create {"name":"backend","subnet":"10.1.0.0/24","subnet6":"fd00:1::/64","nat":true,"bridge":"svb"}',
+    );
+    expect((await run('network', 'ls')).stdout).toMatch(
+      /^NAME +SUBNET .*\ndefault +10\.77.*\nbackend +10\.1\.0\.0\/24 .* yes /,
+    );
+    expect((await run('network', 'show', 'backend')).stdout).toContain('VMs reach what the host reaches (NAT)');
+    expect(await run('network', 'rm', 'backend')).toMatchObject({
+      code: 0,
+      stdout: 'the network backend is removed\n',
+    });
+    expect(await run('network', 'show', 'backend')).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('[NETWORK_NOT_FOUND]'),
+    });
+  });
+
   test('every option of run arrives, progress is on stderr, the result on stdout', async () => {
     const line =
-      'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg ' +
+      'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg --net backend --bandwidth 100M ' +
+      '--probe redis:6379 --probe http:80/health --probe-period 1s --probe-timeout 500ms --probe-failures 5 ' +
       '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25% ' +
       '--standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot --allocate auto --priority 7 --cpu-min 20% --cpu-max 150% --memory-min 96M --memory-max 512M';
     const human = await run(...line.split(' '));
@@ -181,6 +205,12 @@ describe('with a daemon', () => {
       ramBytes: 1024 ** 3,
       vcpus: 2,
       network: 'user',
+      net: 'backend',
+      bandwidthBitsPerSecond: 100_000_000,
+      probes: [
+        { check: { kind: 'redis', port: 6379 }, periodMs: 1000, timeoutMs: 500, failures: 5 },
+        { check: { kind: 'http', port: 80, path: '/health' }, periodMs: 1000, timeoutMs: 500, failures: 5 },
+      ],
       publish: [
         { hostPort: 8080, guestPort: 80 },
         { hostPort: 2222, guestPort: 22 },
@@ -242,7 +272,7 @@ describe('with a daemon', () => {
   test('a VM goes through its life', async () => {
     await run('vm', 'run', 'web');
     expect((await run('vm', 'show', 'web')).stdout).toMatch(
-      /name: +web\nstate: +running, generation 1\nuptime: +1 min 1 s, booted in 1.2 s\naddress: +10.77.0.2 \(tap svt0 /,
+      /name: +web\nstate: +running, generation 1\nuptime: +1 min 1 s, booted in 1.2 s\naddress: +10.77.0.2 \(network default svt0 /,
     );
     expect((await run('vm', 'show', 'web')).stdout).toContain(
       'none, a failure would be the end of this VM; make one with `shadowvm shadow create web`',

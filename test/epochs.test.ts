@@ -180,7 +180,11 @@ describe.each(['write', 'checksum'] as const)('tracking by %s', (tracking) => {
     const [, to, gone] = epochs as [number, number, number];
     await source.rewind(to, resident);
     expect(image.describe()).toMatchObject({ headEpoch: to, lastEpoch: epochs.at(-1) });
-    expect(await residentPages(resident, image)).toEqual({ present, stale: [] });
+    // What differs is absent, and comes from the image when it is needed.
+    const after = await residentPages(resident, image);
+    expect(after.stale).toEqual([]);
+    expect(after.present.length).toBeLessThan(present.length);
+    expect(after.present.length).toBeGreaterThan(present.length / 2);
     await expect(source.rewind(gone, resident)).rejects.toMatchObject({ code: 'ERR_NO_EPOCH' });
     // Writes since the epochs that were given up are not all that differs.
     await expect(source.collect()).rejects.toMatchObject({ code: 'ERR_NOT_SYNCED' });
@@ -477,7 +481,7 @@ test('the image wakes up: a QEMU that waited without RAM goes on where the guest
   const before = memcheck(primary);
   primary.kill();
   const troubles: string[] = [];
-  shadow.fillFrom(image.native, new Uint32Array([1, 2, 3]), (page, why) => troubles.push(`${page}: ${why}`));
+  shadow.fillFrom(image.native, '', (page, why) => troubles.push(`${page}: ${why}`));
   await shadow.loadDevices(cut.deviceState, 10_000);
   await shadow.qmp.execute('cont');
   await until('the first heartbeat of the shadow', () => shadow.agent.beats > 0);

@@ -5,6 +5,7 @@
 import { Duplex } from 'node:stream';
 import { ShadowVmError } from '../src/errors.js';
 import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from '../src/manager/port.js';
+import type { NetworkSpecInput, NetworkView } from '../src/vm/network.js';
 import { type StandbyLevel, type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
 import { formatStandby } from '../src/vm/standby-text.js';
 import type {
@@ -31,6 +32,7 @@ export function vmView(name: string, more: Partial<VmView> = {}): VmView {
     accelerator: 'tcg',
     pid: 4711,
     address: '10.77.0.2',
+    address6: null,
     mac: '52:54:00:00:00:02',
     tap: 'svt0',
     networkMode: 'tap',
@@ -39,6 +41,7 @@ export function vmView(name: string, more: Partial<VmView> = {}): VmView {
     bootMs: 1234.5,
     guest: { beats: 10, uptimeMs: 61_000, memTotalKiB: 250_000, memAvailableKiB: 200_000, app: '-' },
     usage: { cpuPercent: 12.34, memoryPercent: 20, networkBytesPerSecond: 1500 },
+    probes: [],
     shadow: null,
     snapshot: null,
     failure: null,
@@ -71,6 +74,21 @@ export function shadowView(vm: string, more: Partial<ShadowView> = {}): ShadowVi
   };
 }
 
+function networkView(name: string, more: Partial<NetworkView> = {}): NetworkView {
+  return {
+    name,
+    subnet: '10.77.0.0/24',
+    subnet6: null,
+    nat: false,
+    bridge: 'shadowvm0',
+    hostAddress: '10.77.0.1',
+    hostAddress6: null,
+    up: true,
+    vms: [],
+    ...more,
+  };
+}
+
 export function epochView(epoch: number): EpochView {
   const cutAt = new Date(Date.UTC(2026, 0, 1) + 100 * epoch).toISOString();
   return { epoch, generation: 1, cutAt, changedPages: 100, storedBytes: 120_000, durable: epoch < 42 };
@@ -82,6 +100,7 @@ export function snapshotView(vm: string): SnapshotView {
 
 export class FakeManager implements ManagerPort {
   readonly vms = new Map<string, VmView>();
+  readonly networks = new Map([['default', networkView('default')]]);
   readonly events: Event[] = [];
   readonly calls: string[] = [];
   readonly usage = new FakeUsage((name) => this.showVm(name));
@@ -288,6 +307,27 @@ export class FakeManager implements ManagerPort {
   async verifySnapshot(name: string): Promise<VerifyView> {
     this.#find(name);
     return { vm: name, epoch: 42, pages: 65_536, damagedPages: 0, firstBeatMs: null, ms: 90 };
+  }
+  listNetworks(): NetworkView[] {
+    return [...this.networks.values()];
+  }
+  showNetwork(name: string): NetworkView {
+    const network = this.networks.get(name);
+    if (network !== undefined) return network;
+    throw new ShadowVmError('NETWORK_NOT_FOUND', {
+      attempted: 'find the network',
+      subject: name,
+      reason: 'there is no network of this name',
+    });
+  }
+  async createNetwork(input: NetworkSpecInput): Promise<NetworkView> {
+    this.calls.push(`create ${JSON.stringify(input)}`);
+    this.networks.set(input.name, networkView(input.name, { subnet: input.subnet, nat: input.nat === true }));
+    return this.showNetwork(input.name);
+  }
+  async removeNetwork(name: string): Promise<void> {
+    this.showNetwork(name);
+    this.networks.delete(name);
   }
   listEvents(filter: { since?: number; limit?: number; vm?: string }): Event[] {
     const found = this.events.filter(

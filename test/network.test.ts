@@ -172,7 +172,7 @@ describe.skipIf(!permitted.ok)('network', () => {
 
     test('a tap with an attached QEMU forwards in the moment it is connected', async () => {
       const qemu = await findQemu();
-      const guest = { mac: '52:54:00:12:34:56', address: '10.213.197.9' };
+      const guest = { mac: '52:54:00:12:34:56', address: '10.213.197.9', address6: null };
       network.prepareTap(tap, 0);
       const netdev = `tap,id=n,ifname=${tap},script=no,downscript=no,vhost=off`;
       const words = ['-accel', 'tcg', '-machine', 'none', '-nodefaults', '-display', 'none', '-netdev', netdev];
@@ -203,7 +203,7 @@ describe.skipIf(!permitted.ok)('network', () => {
   ])('%s one side and connecting the other moves the traffic of %s (%d ms between)', async (how, asker, betweenMs) => {
     const network = Network.open(OPTIONS);
     const [a, b, c] = NAMESPACES as [string, string, string];
-    const guest = { mac: '52:54:00:00:00:42', address: '10.213.197.42' };
+    const guest = { mac: '52:54:00:00:00:42', address: '10.213.197.42', address6: null };
     // Two namespaces with the same MAC and address, as primary and shadow have. Each is behind a tap of ours, and a QEMU
     // that passes frames between that and a tap inside the namespace: where a guest would be. (A veth pair is no
     // stand-in: its far end sees the near end go down, which a guest does not.)
@@ -307,6 +307,30 @@ describe.skipIf(!permitted.ok)('network', () => {
   });
 });
 
+test('with an IPv6 subnet the host has its address there, and an advertisement corrects what a neighbour knows', async () => {
+  const network = Network.open({ ...OPTIONS, subnet6: 'fd00:197::/64' });
+  expect([network.hostAddress6, network.address6Of('10.213.197.9')]).toEqual(['fd00:197::1', 'fd00:197::9']);
+  expect(ip('-6', 'addr', 'show', 'dev', BRIDGE)).toContain('fd00:197::1/64');
+  const namespace = NAMESPACES[0]!;
+  const port = `v${TAG.slice(0, 4)}a`;
+  ip('netns', 'add', namespace);
+  ip('link', 'add', port, 'type', 'veth', 'peer', 'name', 'guest0', 'netns', namespace);
+  ip('-n', namespace, 'link', 'set', 'guest0', 'up');
+  ip('-n', namespace, 'addr', 'add', 'fd00:197::43/64', 'dev', 'guest0', 'nodad');
+  network.connectTap(port, null);
+  ip('-n', namespace, 'neigh', 'add', 'fd00:197::9', 'lladdr', '02:00:00:00:00:99', 'dev', 'guest0', 'nud', 'stale');
+  native.announce(BRIDGE, '52:54:00:00:00:09', 'fd00:197::9');
+  await waitFor(() => ip('-n', namespace, 'neigh', 'show', 'fd00:197::9').includes('52:54:00:00:00:09'));
+  const taken = { ...OPTIONS, bridge: `${BRIDGE.slice(0, 14)}o`, subnet: '10.213.198.0/24' };
+  expect(() => Network.open({ ...taken, subnet6: 'fd00:197::/48' })).toThrow(
+    expect.objectContaining({ code: 'NETWORK_CONFLICT' }),
+  );
+  expect(() => Network.open({ ...taken, subnet6: 'fd00:198::/121' })).toThrow(/\/16 to \/120|16 to 120/);
+  expect(() => Network.open({ ...taken, subnet: '10.192.0.0/16', subnet6: 'fd00:198::/120' })).toThrow(
+    /smaller than the IPv4/,
+  );
+});
+
 describe('the addon’s boundary', () => {
   const names: unknown[] = [
     '',
@@ -342,6 +366,7 @@ describe('the addon’s boundary', () => {
       () => native.learnAddress(bad, '52:54:00:00:00:01'),
       () => native.setNeighbour(bad, '10.0.0.1', '52:54:00:00:00:01'),
       () => native.setPortForwarding(bad, true),
+      () => native.shapeEgress(bad, 1000, 1000, 1000),
     ])
       expect(call).toThrow(/interface name|\(/);
   });
@@ -357,8 +382,14 @@ describe('the addon’s boundary', () => {
     expect(() => native.setMac('lo', mac)).toThrow(expect.objectContaining({ code: 'EINVAL' })),
   );
 
-  test.each(['', '10.0.0', '10.0.0.256', '10.0.0.1\0', '::1'])('%j is not an address', (address) =>
-    expect(() => native.setAddress('lo', address, 24)).toThrow(expect.objectContaining({ code: 'EINVAL' })),
+  test.each(['', '10.0.0', '10.0.0.256', '10.0.0.1\0', '::1::', 'fe80::1%lo', '::1\0'])(
+    '%j is not an address',
+    (address) =>
+      expect(() => native.setAddress('lo', address, 24)).toThrow(expect.objectContaining({ code: 'EINVAL' })),
+  );
+
+  test.each([0, 129, -1])('%d is not a prefix length of IPv6', (length) =>
+    expect(() => native.setAddress('lo', 'fd00::1', length)).toThrow(RangeError),
   );
 
   test.each([0, 33, -1, 1.5, Number.NaN, Number.POSITIVE_INFINITY])('%d is not a prefix length', (length) =>

@@ -1,6 +1,8 @@
 /** A guest that goes on in a QEMU whose memory is empty: its pages come when it touches them, and the rest behind. */
 import { execFileSync } from 'node:child_process';
-import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { EpochSource, GuestRam } from '../src/native/memory.js';
 import { Pager, type PagerTrouble, RamPageSource } from '../src/native/pager.js';
@@ -127,6 +129,57 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
     expect(cut.copiedPages).toBeLessThan(present / 2);
     epochs.close();
     await shadow.dispose();
+  });
+
+  test('what one awakening waited for comes first in the next; the file is believed only where the source agrees', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'shadowvm-hot-'));
+    const hotPath = join(folder, 'hot');
+    /** Wakes the guest up while nothing is filled behind it, but what is in the file. */
+    const wake = async (path: string) => {
+      const shadow = await launchLazy();
+      const pager = pagerOf(shadow);
+      pager.throttle(1);
+      const ended = expect(pager.start(path)).rejects.toMatchObject({ code: 'ERR_VM_DEAD' });
+      await until('the hot pages', () => path === '' || pager.stats().filledPages > 0);
+      await shadow.loadDevices(golden.deviceState, 10_000);
+      await shadow.qmp.execute('cont');
+      await until('the first heartbeat', () => shadow.agent.beats > 0);
+      return { shadow, pager, ended, faults: pager.stats().faults };
+    };
+    try {
+      const first = await wake('');
+      const needed = first.pager.needed();
+      expect(needed.length).toBeGreaterThan(50);
+      await first.pager.keepHot(hotPath, needed);
+      await expect(first.pager.keepHot(join(folder, 'no', 'hot'), needed)).rejects.toMatchObject({ code: 'ENOENT' });
+      await first.shadow.dispose();
+      await first.ended;
+
+      const second = await wake(hotPath);
+      expect(second.faults).toBeLessThan(first.faults / 2);
+      expect([...second.pager.needed().slice(0, needed.length)]).toEqual([...needed]);
+      await second.shadow.dispose();
+      await second.ended;
+
+      // The file of another guest, one that is cut short, one with other bytes: the RAM is what the source says.
+      const whole = readFileSync(hotPath);
+      const numbers = 16 + 4 * needed.length;
+      const others = Buffer.from(whole);
+      for (let i = 0; i < needed.length; i++) others.writeUInt32LE(needed.at(-1 - i) as number, 16 + 4 * i);
+      const flipped = Buffer.from(whole);
+      for (let i = numbers; i < flipped.length; i += 997) flipped[i]! ^= 0x5a;
+      const huge = Buffer.from(whole);
+      huge.writeUInt32LE(0xffff_ffff, 8);
+      for (const bytes of [others, flipped, huge, whole.subarray(0, numbers + 9), Buffer.alloc(0), Buffer.from('no')]) {
+        writeFileSync(hotPath, bytes);
+        const shadow = await launchLazy();
+        await pagerOf(shadow).start(hotPath);
+        expect(shadow.ram.differences(golden.ram)).toBe(0);
+        await shadow.dispose();
+      }
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
   });
 
   test('a page that the guest touches comes before the rest; a fill can be slow without the guest’s noticing', async () => {

@@ -4,9 +4,6 @@
 
 #include "digest.h"
 
-// What the first read of a block brings; most blocks are smaller.
-constexpr size_t kFirstReadBytes = 16u << 10;
-
 BlockBuilder::BlockBuilder() : raw_(kBlockBytes), stored_(kBlockBytes) {}
 
 size_t BlockBuilder::Add(uint32_t page, const uint8_t* content) {
@@ -63,7 +60,7 @@ BlockView ReadBlock(const Segment& segment, uint64_t offset, const uint8_t* key,
   const File& file = *segment.file;
   scratch.stored.resize(kMaxStoredBlockBytes);
   BlockView view;
-  const size_t got = file.ReadSome(offset, scratch.stored.data(), kFirstReadBytes);
+  const size_t got = file.ReadSome(offset, scratch.stored.data(), kMostBlocksBytes);
   if (!ParseHead(scratch.stored.data(), got, key, &view.header, view.pages))
     throw CorruptImage(file.path, "no block at offset " + std::to_string(offset));
   const size_t head = HeadBytes(view.header);

@@ -36,6 +36,7 @@ struct BlockView {
   size_t wholeBytes;
 };
 
+constexpr size_t kMostBlocksBytes = 32u << 10;  // what the first read of a block brings; few are larger
 constexpr size_t kMaxStoredBlockBytes = sizeof(BlockHeader) + kBlockSlots * sizeof(uint32_t) + kBlockBytes;
 
 // Reads and decodes a block. Throws ERR_IMAGE_CORRUPT when there is none. Contents are not verified: each page has its

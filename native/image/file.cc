@@ -62,6 +62,10 @@ void File::Read(uint64_t offset, void* out, size_t bytes) const {
   if (ReadSome(offset, out, bytes) != bytes) throw CorruptImage(path, "the file ends too early");
 }
 
+void File::Expect(uint64_t offset, size_t bytes) const {
+  posix_fadvise(fd, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);  // a hint
+}
+
 void File::Write(uint64_t offset, const void* data, size_t bytes) {
   size_t done = 0;
   while (done < bytes) {

@@ -23,6 +23,8 @@ class File {
   void Read(uint64_t offset, void* out, size_t bytes) const;
   // As much as there is, up to `bytes`.
   size_t ReadSome(uint64_t offset, void* out, size_t bytes) const;
+  // It is about to be read: the disk is asked for it, and nobody waits.
+  void Expect(uint64_t offset, size_t bytes) const;
   void Write(uint64_t offset, const void* data, size_t bytes);
   void Truncate(uint64_t bytes);
   void Sync() const;  // data and size

@@ -51,6 +51,31 @@ void ShadowImage::ReadAround(size_t page, PageScratch& scratch, const Visit& vis
   }
 }
 
+void ShadowImage::Expect(const std::vector<uint32_t>& pages) const {
+  const ImageState& s = *state_;
+  std::vector<uint32_t> ofBase;
+  std::vector<std::pair<std::shared_ptr<Segment>, uint64_t>> blocks;
+  {
+    std::shared_lock<std::shared_mutex> lock(s.mutex);
+    for (const uint32_t page : pages) {
+      if (page >= s.identity.pages()) continue;
+      const Location at = s.table.At(page);
+      if (at.stored() && s.segments.At(at.segment()))
+        blocks.emplace_back(s.segments.At(at.segment()), at.offset());
+      else if (at.kind() == EntryKind::kBase)
+        ofBase.push_back(page);
+    }
+  }
+  for (const auto& [segment, offset] : blocks)
+    if (segment->file) segment->file->Expect(offset, kMostBlocksBytes);
+  if (s.base && !ofBase.empty()) s.base->Expect(ofBase);
+}
+
+bool ShadowImage::Holds(size_t page, const uint8_t* content) const {
+  std::shared_lock<std::shared_mutex> lock(state_->mutex);
+  return state_->PageHash(page) == state_->HashOf(content);
+}
+
 void ShadowImage::ReadPage(size_t page, uint8_t* out) const {
   PageScratch scratch;
   ReadAround(page, scratch, [&](size_t each, const uint8_t* content) {

@@ -145,6 +145,8 @@ class ShadowImage : public PageSource {
   // ---- read ----
   size_t pages() const override;
   void ReadAround(size_t page, PageScratch& scratch, const Visit& visit) const override;
+  void Expect(const std::vector<uint32_t>& pages) const override;
+  bool Holds(size_t page, const uint8_t* content) const override;
   std::vector<uint32_t> FillOrder() const override;
   void ReadPage(size_t page, uint8_t* out) const;
   std::vector<EpochInfo> Epochs() const;  // that Rewind can reach, oldest first

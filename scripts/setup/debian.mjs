@@ -6,6 +6,7 @@ import { exitCode, failure, SetupError } from './process.mjs';
 export const PACKAGES = [
   'qemu-system-x86', // brings seabios and qemu-system-data, which hold the microvm firmware
   'iproute2', // bridges and taps
+  'nftables', // what guests may send, NAT, published ports
   'gcc',
   'g++',
   'make',

@@ -55,19 +55,30 @@ describe('CPU', () => {
     const needs = [need('a', peak, {}, 10), need('b', peak, {}, 5), need('c', { now: 60 })];
     const decisions = plan(needs, { ...roomy, cpuPercent: 132 }, COOL_MS, 0);
     expect(decisions.map(({ vm, to }) => [vm, to])).toEqual([
-      ['c', 22],
-      ['a', 70],
-      ['b', 40],
+      ['c', 11],
+      ['a', 77],
+      ['b', 43],
     ]);
     expect(decisions[1]!.why).toMatch(/; the host has no more for it$/);
+  });
+
+  it('gives what is expected before what may be needed', () => {
+    const peak = need('peak', { now: 40, outlook: { expected: 90, bound: 100 } });
+    const unsure = (vm: string) => need(vm, { now: 40, outlook: { expected: 8, bound: 70 } });
+    const decisions = decide([peak, unsure('b'), unsure('c')], { ...roomy, cpuPercent: 140 });
+    expect(decisions).toEqual([
+      ['b', 'cpu', 20, 'capacity'],
+      ['c', 'cpu', 20, 'capacity'],
+      ['peak', 'cpu', 100, 'forecast'],
+    ]);
   });
 
   it('takes what is held and not needed from one that cools down when another one is pressed', () => {
     const pressed = need('a', { now: 40, throttled: 50, demand: 80 });
     const held = need('b', { now: 60, changedAtMs: 99_000 });
     expect(decide([pressed, held], { ...roomy, cpuPercent: 100 })).toEqual([
-      ['b', 'cpu', 22, 'capacity'],
-      ['a', 'cpu', 78, 'pressure'],
+      ['b', 'cpu', 12, 'capacity'],
+      ['a', 'cpu', 88, 'pressure'],
     ]);
     // Without pressure it keeps it, and the other one gets what is left.
     const wants = need('a', { now: 20, outlook: { expected: 70, bound: 80 } });

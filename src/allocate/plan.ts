@@ -7,7 +7,7 @@
  */
 import { bytes, percent } from '../vm/amount-text.js';
 import { MIB } from '../vm/spec.js';
-import { divide } from './share.js';
+import { type Claim, divide } from './share.js';
 
 export interface Expected {
   /** The highest that is expected in the time that the decision is for. */
@@ -95,6 +95,8 @@ const MEMORY_RAISE_MIN = 32 * MIB;
 interface Wish {
   /** What it keeps whatever is short. */
   least: number;
+  /** What is expected to be needed: where the bounds of all are more than there is, this comes before them. */
+  due: number;
   wanted: number;
   cause: Cause;
   why: string;
@@ -144,15 +146,13 @@ function decide(needs: readonly VmNeed[], { resource, wishes, now, whole, step }
   // What nothing is known of counts by what it uses: at its maximum it would leave nothing to the others.
   const counted = wishes.map(({ held, wanted, free }) => (held === 'unknown' ? Math.min(wanted, free) : wanted));
   const short = counted.reduce((total, each) => total + each, 0) > whole;
-  const claims = wishes.map(({ least, wanted, free, held }, i) => {
+  const claims = wishes.map(({ least, due, wanted, free, held }, i) => {
     const weight = needs[i]!.priority;
-    if (held === null) return { least, wanted, weight };
-    const given = held === 'cools' ? pressed : true;
-    return given
-      ? { least, wanted: Math.min(wanted, Math.max(free, least)), weight }
-      : { least: wanted, wanted, weight };
+    if (held === 'cools' && !pressed) return { least: wanted, due: wanted, wanted, weight };
+    const asked = held === null ? wanted : Math.min(wanted, Math.max(free, least));
+    return { least, due: Math.min(asked, Math.max(due, least)), wanted: asked, weight };
   });
-  const granted = short ? divide(claims, whole) : counted;
+  const granted = short ? divideTwice(claims, whole) : counted;
   return needs.flatMap((need, i) => {
     const { held, least, wanted, why, cause, forecast } = wishes[i]!;
     const from = now[i]!;
@@ -168,18 +168,34 @@ function decide(needs: readonly VmNeed[], { resource, wishes, now, whole, step }
   });
 }
 
+/** What is expected first, by what is left in any case; then what may be needed beyond that. */
+function divideTwice(claims: readonly (Claim & { due: number })[], whole: number): number[] {
+  const dues = claims.reduce((sum, { due }) => sum + due, 0);
+  return dues > whole
+    ? divide(
+        claims.map((claim) => ({ ...claim, wanted: claim.due })),
+        whole,
+      )
+    : divide(
+        claims.map((claim) => ({ ...claim, least: claim.due })),
+        whole,
+      );
+}
+
 function cpuWish(cpu: CpuNeed, cools: boolean): Wish {
   const { min, max, now, throttled } = cpu;
   const outlook = cpu.outlook !== null && cpu.outlook.bound >= 0 ? cpu.outlook : null;
   // What was not measured may be all that it has.
   const demand = cpu.demand >= 0 ? cpu.demand : now;
   const within = (value: number) => Math.max(min, Math.min(max, Math.round(value)));
+  const due = within(Math.max(outlook?.expected ?? 0, demand) * CPU_MARGIN);
   const keep = (held: Wish['held'], free: number, why: string): Wish => ({
-    ...{ least: min, wanted: now, cause: 'forecast', why, forecast: outlook, held, free: within(free) },
+    ...{ least: min, due, wanted: now, cause: 'forecast', why, forecast: outlook, held, free: within(free) },
   });
   if (throttled >= THROTTLED_PERCENT && now < max)
     return {
       least: min,
+      due,
       wanted: within(Math.max(now * PRESSURE_FACTOR, demand * CPU_MARGIN, (outlook?.bound ?? 0) * CPU_MARGIN)),
       cause: 'pressure',
       why: `held back for ${percent(throttled)} of the last second, it wants ${percent(demand)}`,
@@ -194,7 +210,7 @@ function cpuWish(cpu: CpuNeed, cools: boolean): Wish {
   const why = `${percent(outlook.expected)} is expected and at most ${percent(outlook.bound)}, it uses ${percent(demand)}`;
   if (cools) return keep('cools', wanted, why);
   if (isSmall(now, wanted)) return keep('small', wanted, why);
-  return { least: min, wanted, cause: 'forecast', why, forecast: outlook, held: null, free: wanted };
+  return { least: min, due, wanted, cause: 'forecast', why, forecast: outlook, held: null, free: wanted };
 }
 
 function memoryWish(memory: MemoryNeed, cools: boolean): Wish {
@@ -206,13 +222,14 @@ function memoryWish(memory: MemoryNeed, cools: boolean): Wish {
   const within = (value: number) =>
     Math.min(maxBytes, Math.ceil(Math.max(floor, Math.min(maxBytes, value)) / MEMORY_STEP) * MEMORY_STEP);
   const keep = (held: Wish['held'], free: number, why: string): Wish => ({
-    ...{ least: floor, wanted: nowBytes, cause: 'forecast', why, forecast: null, held, free: within(free) },
+    ...{ least: floor, due: floor, wanted: nowBytes, cause: 'forecast', why, forecast: null, held, free: within(free) },
   });
   const low = availableBytes !== null && availableBytes < Math.max(LOW_BYTES, LOW_SHARE * nowBytes);
   if ((low || ranOut) && nowBytes < maxBytes) {
     const raised = nowBytes + Math.max(MEMORY_RAISE_MIN, MEMORY_RAISE_SHARE * nowBytes);
     return {
       least: floor,
+      due: floor,
       wanted: within(ranOut ? maxBytes : raised),
       cause: 'pressure',
       why: ranOut ? 'the guest ran out of memory' : `the guest has ${bytes(availableBytes)} left`,
@@ -228,7 +245,7 @@ function memoryWish(memory: MemoryNeed, cools: boolean): Wish {
   if (cools) return keep('cools', wanted, why);
   if (isSmall(nowBytes, wanted)) return keep('small', wanted, why);
   const forecast = { expected: workingSetBytes, bound: limitBytes };
-  return { least: floor, wanted, cause: 'forecast', why, forecast, held: null, free: wanted };
+  return { least: floor, due: floor, wanted, cause: 'forecast', why, forecast, held: null, free: wanted };
 }
 
 function isSmall(now: number, wanted: number): boolean {

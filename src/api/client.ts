@@ -5,6 +5,7 @@ import { text } from 'node:stream/consumers';
 import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
 import type { Metric } from '../history/metrics.js';
+import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
 import type { AllocationSpec, StandbyLevel, VmSpecInput } from '../vm/spec.js';
 import type {
   AllocationView,
@@ -198,6 +199,19 @@ export class Client {
   }
   allocate(name: string, change: Partial<AllocationSpec>): Promise<AllocationView> {
     return this.#call(routes.allocate, { name, body: change });
+  }
+
+  async listNetworks(): Promise<NetworkView[]> {
+    return (await this.#call(routes.listNetworks, {})).networks;
+  }
+  showNetwork(name: string): Promise<NetworkView> {
+    return this.#call(routes.showNetwork, { name });
+  }
+  createNetwork(spec: NetworkSpecInput): Promise<NetworkView> {
+    return this.#call(routes.createNetwork, { body: spec });
+  }
+  async removeNetwork(name: string): Promise<void> {
+    await this.#call(routes.removeNetwork, { name });
   }
 
   async listEvents(filter: { since?: number; limit?: number; vm?: string } = {}): Promise<Event[]> {

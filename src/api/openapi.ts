@@ -1,5 +1,6 @@
 /** The API as OpenAPI 3.1, made of the table of routes: what is in it is what the server checks. */
 import { z } from 'zod';
+import { networkViewSchema } from '../vm/network.js';
 import { vmSpecSchema } from '../vm/spec.js';
 import {
   eventSchema,
@@ -18,6 +19,7 @@ type Json = Record<string, unknown>;
 const shared = z.registry<{ id: string }>();
 shared.add(vmSpecSchema, { id: 'VmSpec' });
 shared.add(vmViewSchema, { id: 'Vm' });
+shared.add(networkViewSchema, { id: 'Network' });
 shared.add(shadowViewSchema, { id: 'Shadow' });
 shared.add(promotionViewSchema, { id: 'Promotion' });
 shared.add(snapshotViewSchema, { id: 'Snapshot' });

@@ -8,7 +8,7 @@ import * as u from './usage-schemas.js';
 
 export interface Route {
   method: 'GET' | 'POST' | 'DELETE';
-  /** `:name` stands for a VM. */
+  /** `:name` stands for a VM, below /v1/networks for a network. */
   path: `/v1/${string}`;
   /** Said in errors: "stop the VM". */
   attempted: string;
@@ -130,6 +130,14 @@ export const routes = {
   allocate: change('POST', '/v1/vms/:name/allocation', 'change what the VM is given', u.allocationViewSchema, {
     body: u.allocationBodySchema,
   }),
+
+  listNetworks: query('/v1/networks', 'list the networks', s.networksResponseSchema),
+  showNetwork: query('/v1/networks/:name', 'show the network', s.networkViewSchema),
+  createNetwork: change('POST', '/v1/networks', 'create the network', s.networkViewSchema, {
+    body: s.createNetworkBodySchema,
+    status: 201,
+  }),
+  removeNetwork: change('DELETE', '/v1/networks/:name', 'remove the network', s.removedResponseSchema),
 
   /** With `follow=true` the answer is NDJSON without end, one event a line. */
   listEvents: query('/v1/events', 'list the events', s.eventsResponseSchema, s.eventsQuerySchema),

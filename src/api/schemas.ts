@@ -5,6 +5,7 @@
  */
 import { z } from 'zod';
 import { ERROR_STATUS, type ErrorBody, type ErrorCode, ShadowVmError } from '../errors.js';
+import { networkNameSchema, networkSpecSchema, networkViewSchema } from '../vm/network.js';
 import { standbyLevelSchema, vmNameSchema, vmSpecSchema } from '../vm/spec.js';
 import {
   epochViewSchema,
@@ -28,9 +29,12 @@ export const NDJSON = 'application/x-ndjson';
 /** The `Upgrade` token of the console: after 101 both directions are raw bytes of the serial line. */
 export const CONSOLE_PROTOCOL = 'shadowvm-console';
 
+/** What `:name` stands for, by the begin of a route's path. */
 export const nameParamsSchema = z.object({ name: vmNameSchema });
+export const networkNameParamsSchema = z.object({ name: networkNameSchema });
 
 export const runVmBodySchema = z.strictObject(vmSpecSchema.shape);
+export const createNetworkBodySchema = z.strictObject(networkSpecSchema.shape);
 export const stopVmBodySchema = z.strictObject({
   /** How long the guest has to power off before it is killed. */
   timeoutMs: z.number().int().min(0).max(600_000).default(10_000),
@@ -105,6 +109,7 @@ export const openApiResponseSchema = z.record(z.string(), z.unknown());
 export const healthResponseSchema = z.object({ status: z.enum(['ok', 'stopping']) });
 export type HealthResponse = z.infer<typeof healthResponseSchema>;
 export const vmsResponseSchema = z.object({ vms: z.array(vmViewSchema) });
+export const networksResponseSchema = z.object({ networks: z.array(networkViewSchema) });
 export const shadowsResponseSchema = z.object({ shadows: z.array(shadowViewSchema) });
 export const epochsResponseSchema = z.object({ epochs: z.array(epochViewSchema) });
 export const snapshotsResponseSchema = z.object({ snapshots: z.array(snapshotViewSchema) });
@@ -140,7 +145,15 @@ export const operationLineSchema = z.union([
   z.object({ result: z.unknown() }),
 ]);
 
-export { exportViewSchema, promotionViewSchema, shadowViewSchema, snapshotViewSchema, verifyViewSchema, vmViewSchema };
+export {
+  exportViewSchema,
+  networkViewSchema,
+  promotionViewSchema,
+  shadowViewSchema,
+  snapshotViewSchema,
+  verifyViewSchema,
+  vmViewSchema,
+};
 
 /** "ramBytes: RAM must be whole MiB; publish.0.hostPort: …" */
 export function describeIssues(error: z.ZodError): string {

@@ -21,7 +21,15 @@ import type { OnProgress } from '../vm/view.js';
 import { Follower } from './follower.js';
 import { openApi } from './openapi.js';
 import { CONSOLE_PATH, noBody, type Route, routes } from './routes.js';
-import { CONSOLE_PROTOCOL, check, describeIssues, NDJSON, nameParamsSchema, type VersionResponse } from './schemas.js';
+import {
+  CONSOLE_PROTOCOL,
+  check,
+  describeIssues,
+  NDJSON,
+  nameParamsSchema,
+  networkNameParamsSchema,
+  type VersionResponse,
+} from './schemas.js';
 import { serveUsage } from './usage-routes.js';
 
 const API_LIMITS = {
@@ -187,6 +195,13 @@ class Api implements ApiServer {
     this.#serve(routes.exportSnapshot, ({ name, body }, progress) => manager.exportSnapshot(name, body.path, progress));
     this.#serve(routes.verifySnapshot, ({ name }, progress) => manager.verifySnapshot(name, progress));
     serveUsage((route, handler) => this.#serve(route, handler), manager.usage);
+    this.#serve(routes.listNetworks, () => ({ networks: manager.listNetworks() }));
+    this.#serve(routes.showNetwork, ({ name }) => manager.showNetwork(name));
+    this.#serve(routes.createNetwork, ({ body }) => manager.createNetwork(body));
+    this.#serve(routes.removeNetwork, async ({ name }) => {
+      await manager.removeNetwork(name);
+      return { removed: name };
+    });
     this.#app.get(routes.listEvents.path, (request, reply) => this.#events(request, reply));
     this.#app.get(CONSOLE_PATH, (request, reply) =>
       this.#answerError(needsUpgrade(request.url), request, reply.header('upgrade', CONSOLE_PROTOCOL)),
@@ -203,7 +218,7 @@ class Api implements ApiServer {
           if (!reply.raw.writableFinished) hungUp.abort();
         });
         const input: Input<R> = {
-          name: route.path.includes(':name') ? check(nameParamsSchema, request.params, 'the name of the VM').name : '',
+          name: nameIn(route, request),
           query: check<R['query']>(route.query, request.query, 'the query'),
           // All fields of a body may have defaults, and then the body may be left out.
           body: check<R['body']>(route.body, route.body === noBody ? undefined : (request.body ?? {}), 'the body'),
@@ -338,6 +353,13 @@ class Api implements ApiServer {
   #logDefect(error: ShadowVmError, request?: FastifyRequest): void {
     if (error.code === 'INTERNAL') this.#log.error({ err: error.cause ?? error, url: request?.url }, error.message);
   }
+}
+
+function nameIn(route: Route, request: FastifyRequest): string {
+  if (!route.path.includes(':name')) return '';
+  return route.path.startsWith('/v1/networks')
+    ? check(networkNameParamsSchema, request.params, 'the name of the network').name
+    : check(nameParamsSchema, request.params, 'the name of the VM').name;
 }
 
 /** The answer as JSON, held to its schema: what is not promised does not go out, and what is promised is there. */

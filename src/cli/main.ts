@@ -7,6 +7,7 @@ import { addEventsVerb } from './events.js';
 import { addForecastVerbs } from './forecast.js';
 import { addHistoryVerbs } from './history.js';
 import { addImageVerbs } from './image.js';
+import { addNetworkVerbs } from './network.js';
 import { VERSION } from './package.js';
 import { usageError } from './parse.js';
 import { addGlobalOptions, exitWhenReaderLeaves, printError } from './session.js';
@@ -41,6 +42,7 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addDaemonVerb(program);
   addVmVerbs(program);
   addShadowVerbs(program);
+  addNetworkVerbs(program);
   addSnapshotVerbs(program);
   addEventsVerb(program);
   addHistoryVerbs(program);

@@ -1,6 +1,14 @@
 /** Arguments and options of the command line as values. All of these throw INVALID_ARGUMENT, which is exit code 2. */
 import { ShadowVmError } from '../errors.js';
-import { formatBytesExact, malformed, parseBytes, parseDurationMs, parseShare } from '../vm/quantity-text.js';
+import { networkNameSchema } from '../vm/network.js';
+import {
+  formatBytesExact,
+  malformed,
+  parseBitsPerSecond,
+  parseBytes,
+  parseDurationMs,
+  parseShare,
+} from '../vm/quantity-text.js';
 import { MIB, RAM_BYTES_MAX, RAM_BYTES_MIN, vmNameSchema } from '../vm/spec.js';
 
 export function vmName(text: string): string {
@@ -13,6 +21,16 @@ export function vmName(text: string): string {
   );
 }
 
+export function networkName(text: string): string {
+  if (networkNameSchema.safeParse(text).success) return text;
+  throw malformed(
+    'the name of the network',
+    JSON.stringify(text),
+    'a name has 1 to 32 characters: lower-case letters, digits and hyphens, beginning with a letter',
+    'Choose a name such as backend',
+  );
+}
+
 export function ramBytes(text: string): number {
   const bytes = parseBytes(text, 'the RAM');
   if (bytes >= RAM_BYTES_MIN && bytes <= RAM_BYTES_MAX && bytes % MIB === 0) return bytes;
@@ -21,7 +39,9 @@ export function ramBytes(text: string): number {
 }
 export const logBytes = (text: string): number => parseBytes(text, 'how much of the log', { bare: true });
 export const timeoutMs = (text: string): number => parseDurationMs(text, 'the timeout');
+export const probeTime = (text: string): number => parseDurationMs(text, 'the time of the probes');
 export const lagMs = (text: string): number => parseDurationMs(text, 'the lag');
+export const bandwidth = (text: string): number => parseBitsPerSecond(text, 'the bandwidth');
 export const keepMs = (text: string): number => parseDurationMs(text, 'how long epochs are kept');
 export const imageBytes = (text: string): number => parseBytes(text, 'the size of the shadow image');
 export const pausedShare = (text: string): number => parseShare(text, 'the share of paused time');

@@ -1,7 +1,8 @@
 /** `shadowvm vm …` */
 import { type Command, Option } from 'commander';
 import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
-import { formatBytesExact } from '../vm/quantity-text.js';
+import { type ProbeCheck, parseProbe } from '../vm/probe.js';
+import { formatBitsPerSecond, formatBytesExact } from '../vm/quantity-text.js';
 import { type Durability, type StandbyLevel, type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
 import { parseStandby } from '../vm/standby-text.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
@@ -19,6 +20,12 @@ interface RunOptions extends AllocationOptions {
   ram?: number;
   vcpus?: number;
   network?: VmSpecInput['network'];
+  net?: string;
+  bandwidth?: number;
+  probe?: ProbeCheck[];
+  probePeriod?: number;
+  probeTimeout?: number;
+  probeFailures?: number;
   publish?: parse.PublishedPort[];
   accelerator?: VmSpecInput['accelerator'];
   tracking?: VmSpecInput['tracking'];
@@ -244,6 +251,8 @@ function addRun(vm: Command): void {
       examples: [
         'vm run web',
         'vm run db --ram 1G --vcpus 2 --shadow always --max-lag 200ms',
+        'vm run cache --net backend --publish 6379:6379 --bandwidth 100M',
+        'vm run db --shadow always --probe redis:6379 --probe-period 1s',
         "vm run api --shadow-when 'cpu>60%/5s' --shadow-when 'network>10MB/s/3s'",
       ],
     },
@@ -263,8 +272,16 @@ function addRun(vm: Command): void {
           ]),
         )
         .addOption(
-          new Option('--publish <host:guest>', 'a port on this host; user network only; repeatable').argParser(
+          new Option('--net <name>', 'the network that its tap is on; default: default').argParser(parse.networkName),
+        )
+        .addOption(
+          new Option('--publish <host:guest>', 'a port of this host that leads to it; repeatable').argParser(
             parse.collect(parse.publishedPort),
+          ),
+        )
+        .addOption(
+          new Option('--bandwidth <rate>', 'bits per second in each direction; default: no limit').argParser(
+            parse.bandwidth,
           ),
         )
         .addOption(new Option('--accelerator <which>', 'default: auto').choices(['auto', 'kvm', 'tcg']))
@@ -280,6 +297,18 @@ function addRun(vm: Command): void {
           new Option('--shadow-when <trigger>', "make one when this holds, such as 'cpu>60%/5s'; repeatable")
             .argParser(parse.collect(parseTrigger))
             .conflicts('shadow'),
+        )
+        .addOption(
+          new Option('--probe <what>', 'tcp:PORT, http:PORT/PATH, redis:PORT or exec:COMMAND; repeatable').argParser(
+            parse.collect(parseProbe),
+          ),
+        )
+        .addOption(new Option('--probe-period <time>', 'of all probes; default: 2s').argParser(parse.probeTime))
+        .addOption(new Option('--probe-timeout <time>', 'of all probes; default: 1s').argParser(parse.probeTime))
+        .addOption(
+          new Option('--probe-failures <n>', 'in a row, and the guest counts as failed; default: 3').argParser(
+            parse.wholeNumber('the number of failures', 1, 100),
+          ),
         )
         .addOption(
           new Option('--standby <level>', 'image, process, or resident[=PERCENT]; default: process').argParser(
@@ -353,7 +382,7 @@ function cameUp(view: VmView): string {
 }
 
 function specOf(name: string, options: RunOptions): VmSpecInput {
-  const { image, vcpus, network, publish, accelerator, tracking } = options;
+  const { image, vcpus, network, net, publish, accelerator, tracking } = options;
   const pacing = {
     ...(options.maxLag === undefined ? {} : { maxLagMs: options.maxLag }),
     ...(options.maxPaused === undefined ? {} : { maxPausedShare: options.maxPaused }),
@@ -364,10 +393,18 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
     image,
     vcpus,
     network,
+    net,
     publish,
     accelerator,
     tracking,
     ramBytes: options.ram,
+    bandwidthBitsPerSecond: options.bandwidth,
+    probes: options.probe?.map((check) => ({
+      check,
+      periodMs: options.probePeriod,
+      timeoutMs: options.probeTimeout,
+      failures: options.probeFailures,
+    })),
     pacing,
     standby: options.standby,
     durability: options.durability,
@@ -410,13 +447,16 @@ function vmTable(vms: VmView[]): string {
 /** What somebody who was woken up asks, in that order: how is it, would it survive, how close is the shadow, what is it. */
 function vmDetails(vm: VmView): string {
   const { guest, usage, spec } = vm;
-  const network = [vm.networkMode, vm.tap, vm.mac].filter((part) => part !== null).join(' ');
+  const on = vm.networkMode === 'tap' ? `network ${spec.net}` : vm.networkMode;
+  const network = [on, vm.tap, vm.mac].filter((part) => part !== null).join(' ');
+  const { bandwidthBitsPerSecond: bandwidth } = spec;
   return show.details([
     ['name', vm.name],
     ['state', `${vm.state}, generation ${vm.generation}`],
     ['failure', vm.failure],
     ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, ${CAME_UP[vm.origin]} in ${show.ms(vm.bootMs)}`],
-    ['address', `${vm.address ?? show.NONE} (${network})`],
+    ['address', `${[vm.address ?? show.NONE, vm.address6].filter((each) => each !== null).join(', ')} (${network})`],
+    ['bandwidth', bandwidth === null ? null : `${formatBitsPerSecond(bandwidth)}bit/s in each direction`],
     ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
     ['process', vm.pid === null ? null : `${vm.pid} on ${vm.accelerator}`],
     [
@@ -426,6 +466,10 @@ function vmDetails(vm: VmView): string {
         : `CPU ${show.percent(usage.cpuPercent)}, memory ${show.percent(usage.memoryPercent)}, network ${show.bytesPerSecond(usage.networkBytesPerSecond)}`,
     ],
     ['says', guest === null || guest.app === show.NONE ? null : guest.app],
+    ...vm.probes.map(({ probe, health, reason }): [string, string] => [
+      'probe',
+      `${probe} ${health}${reason === null ? '' : `: ${reason}`}`,
+    ]),
     ['snapshot', vm.snapshot === null ? null : snapshotWords(vm)],
     ...(vm.shadow === null ? noShadow(vm) : shadowDetails(vm.shadow, spec.pacing.maxLagMs)),
     [

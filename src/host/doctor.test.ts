@@ -24,7 +24,7 @@ describe('this host', () => {
     expect(performance.now() - startedAt).toBeLessThan(4000);
     expect([...findings.keys()]).toEqual([
       ...['node', 'root', 'kernel', 'qemu', 'kvm', 'tsc'],
-      ...['tracking', 'memory', 'cgroups', 'network', 'disk', 'images'],
+      ...['tracking', 'memory', 'cgroups', 'network', 'firewall', 'disk', 'images'],
     ]);
     for (const { status, found, remedy } of findings.values()) {
       expect(found).toMatch(/\w/);

@@ -11,13 +11,14 @@ import { openCgroups } from '../allocate/cgroup.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { createMemoryFile } from '../native/memory.js';
 import { tapsPermitted } from '../network/network.js';
+import { nftSupport } from '../network/nft.js';
 import { findQemu, formatQemuVersion, hostTscKhz, probeKvm, probeTracking, type Qemu } from '../qemu/probe.js';
 
 /** fail: VMs can not run. warn: they run, with less protection, speed or comfort than they could. */
 type FindingStatus = 'ok' | 'warn' | 'fail';
 
 export interface Finding {
-  /** Stable: "node", "root", "qemu", "kvm", "tracking", "cgroups", "network", "memory", "disk", "images", ... */
+  /** Stable: "node", "root", "qemu", "kvm", "tracking", "cgroups", "network", "firewall", "memory", "disk", "images", ... */
   name: string;
   status: FindingStatus;
   /** What was found, in a clause for people. */
@@ -61,6 +62,7 @@ export async function examineHost({ imagesDir, stateDir }: ExamineOptions): Prom
     memory: examineMemory,
     cgroups: examineCgroups,
     network: examineNetwork,
+    firewall: examineFirewall,
     disk: () => examineDisk(stateDir),
     images: () => examineImages(imagesDir),
   };
@@ -176,6 +178,20 @@ function examineNetwork() {
   return warn(
     `VMs get QEMU's user-mode network, without an address of their own: ${permitted.reason}`,
     'Start the manager as root with the kernel modules tun and bridge',
+  );
+}
+
+async function examineFirewall() {
+  const { guard, translate } = await nftSupport();
+  const missing = [
+    ...(guard === null ? [] : [`guests can speak for other addresses and have no bandwidth limit: ${guard.reason}`]),
+    ...(translate === null ? [] : [`networks have no NAT and taps no published ports: ${translate.reason}`]),
+  ];
+  if (missing.length === 0) return ok('nftables guards taps, translates addresses and publishes ports');
+  const remedy = [guard, translate].find((error) => error?.code === 'PACKAGE_MISSING')?.remedy;
+  return warn(
+    missing.join('; '),
+    remedy ?? 'Start the manager as root, on a kernel with nf_tables, nft_nat, nft_fib_inet and netdev ingress hooks',
   );
 }
 

@@ -2,8 +2,8 @@
  * Where golden snapshots are: in the folder of the image's build, one for each shape of machine that was ever asked for.
  * A device state fits only a QEMU of the shape that it was saved in.
  *
- *     <build>/golden-<shape>.fold       a shadow image in one file: RAM and devices of the freshly booted guest
- *     <build>/golden-<shape>.fold.hot   page numbers, 32 bits each: what its guests need first when they wake up
+ *     <build>/golden-<shape>.fold   a shadow image in one file: RAM and devices of the freshly booted guest
+ *     <build>/golden-<shape>.hot    the pages of it that its guests need first when they wake up (native/hot_pages.h)
  */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
@@ -27,4 +27,9 @@ export function goldenPath(image: Image, shape: GoldenShape): string {
   // Written out, and not the object as it is: the order of its fields is nobody's promise.
   const text = [ramBytes, vcpus, network, accelerator, qemu.major, qemu.minor, qemu.micro, DEVICES].join(' ');
   return join(image.dir, `golden-${createHash('sha256').update(text).digest('hex').slice(0, 16)}.fold`);
+}
+
+/** Beside it; made by the first guest that woke up from it. */
+export function goldenHotPath(goldenPath: string): string {
+  return goldenPath.replace(/\.fold$/, '.hot');
 }

@@ -25,6 +25,7 @@ const WAIT_FOR_END_MS = 5000;
 /** Takes the VMs of an earlier manager over, and takes away everything else that it left. */
 export async function recoverVms(host: Host): Promise<Recovered[]> {
   const { stateDir, events } = host.options;
+  await host.networks.load();
   const records = await stateDir.loadVmRecords(events);
   const recovered: Recovered[] = [];
   const adopted: ManagedVm[] = [];
@@ -39,7 +40,16 @@ export async function recoverVms(host: Host): Promise<Recovered[]> {
     }
     const rest = live.filter(({ pid }) => pid !== primary.qemu.pid);
     leftovers.push(...rest.map((process) => ({ ...process, vm: record.spec.name })));
-    const vm = ManagedVm.adopted(host, record, primary.side, primary.qemu);
+    let vm: ManagedVm;
+    try {
+      vm = ManagedVm.adopted(host, record, primary.side, primary.qemu);
+    } catch (error) {
+      // Its network is not declared any more, or can not be made: it can not be run as it was declared.
+      notAdopted(host, record, primary.qemu.pid, error);
+      leftovers.push(...live.map((process) => ({ ...process, vm: record.spec.name })));
+      recovered.push(outlived(host, record));
+      continue;
+    }
     adopted.push(vm);
     recovered.push({ vm, revive: false });
   }
@@ -59,7 +69,7 @@ async function adoptPrimary(
   record: VmRecord,
   live: VmRecord['process'],
 ): Promise<{ qemu: QemuProcess; side: Side } | null> {
-  const { stateDir, events } = host.options;
+  const { stateDir } = host.options;
   if (!['running', 'promoting', 'stopping'].includes(record.state)) return null;
   // Where the last promotion got: the old primary lives, or the new one runs already.
   for (const side of [record.side, other(record.side)]) {
@@ -83,19 +93,15 @@ async function adoptPrimary(
       }
       return { qemu, side };
     } catch (error) {
-      const why = messageOf(error);
-      events.append(
-        'warn',
-        'vm.not-adopted',
-        record.spec.name,
-        `its process ${process.pid} could not be taken over: ${why}`,
-        {
-          pid: process.pid,
-        },
-      );
+      notAdopted(host, record, process.pid, error);
     }
   }
   return null;
+}
+
+function notAdopted(host: Host, record: VmRecord, pid: number, error: unknown): void {
+  const told = `its process ${pid} could not be taken over: ${messageOf(error)}`;
+  host.options.events.append('warn', 'vm.not-adopted', record.spec.name, told, { pid });
 }
 
 /** A VM of which no process is left that could be taken over. */
@@ -133,10 +139,10 @@ async function end(host: Host, processes: (ProcessIdentity & { vm: string | null
 /** Takes away what no adopted VM needs: taps, cgroups, sockets. */
 async function sweep(host: Host, adopted: ManagedVm[]): Promise<void> {
   const { stateDir, events } = host.options;
-  const kept = adopted.map((vm) => vm.core.sides.kept(vm.core.side));
-  const swept = await host.sweep({ interfaces: kept.flatMap(({ interfaces }) => interfaces) });
+  const kept = adopted.map((vm) => vm.core.sides.runTag(vm.core.side));
+  const swept = await host.sweep(adopted.flatMap((vm) => vm.core.sides.admitted(vm.core.side) ?? []));
   for (const file of fs.readdirSync(stateDir.runDir))
-    if (!kept.some(({ tag }) => file.startsWith(`${tag}.`))) fs.rmSync(join(stateDir.runDir, file), { force: true });
+    if (!kept.some((tag) => file.startsWith(`${tag}.`))) fs.rmSync(join(stateDir.runDir, file), { force: true });
   if (swept.length > 0)
     events.append('warn', 'host.swept', null, `took away what an earlier manager left: ${swept.join(', ')}`, { swept });
 }

@@ -43,7 +43,7 @@ export function bootBeat(primary: QemuProcess, consoleLogPath: string, signal: A
 /** Resolves when a promoted guest beats, when its QEMU has died, or after `timeoutMs`. */
 export async function awakening(qemu: QemuProcess, timeoutMs: number): Promise<void> {
   const untilMs = monotonicMs() + timeoutMs;
-  while (qemu.agent.firstBeatAtNs === null && !qemu.hasDied && monotonicMs() < untilMs) await sleep(2);
+  while (qemu.agent.firstSignAtNs === null && !qemu.hasDied && monotonicMs() < untilMs) await sleep(2);
 }
 
 /** How a console ended: with the line that says why the kernel panicked, not with the trace that follows it. */

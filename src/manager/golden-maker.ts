@@ -66,7 +66,7 @@ export class GoldenMaker {
     const sides = new VmSides(
       host,
       spec,
-      shape.network === 'tap' ? host.tapNetwork(network) : null,
+      shape.network === 'tap' ? host.tapNetwork(spec) : null,
       null,
       macAddress(`${host.tag} ${name}`),
     );

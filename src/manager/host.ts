@@ -10,10 +10,12 @@ import { ShadowVmError } from '../errors.js';
 import type { ForecastSettings } from '../forecast/outlook.js';
 import { BaseImages } from '../image/base-images.js';
 import { stateTag } from '../network/address.js';
-import { Network, sweepNetwork, tapsPermitted } from '../network/network.js';
+import { type Network, tapsPermitted } from '../network/network.js';
 import { findQemu, hostTscKhz, probeKvm, type Qemu } from '../qemu/probe.js';
+import { DEFAULT_NETWORK } from '../vm/network.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { EventLog } from './events.js';
+import { type Guest, Networks } from './networks.js';
 import type { StateDir } from './state-dir.js';
 
 /** Above every range that login.defs, systemd or containers hand out; one per VM, so that VMs can not reach each other. */
@@ -44,8 +46,8 @@ export interface AllocationSettings {
 }
 
 export class Host {
+  readonly networks: Networks;
   readonly bases = new BaseImages();
-  private network: Network | null = null;
   private kvm: { usable: boolean; reason: string } | null = null;
   private warnedOfTcg = false;
   private readonly slots = new Set<number>();
@@ -57,7 +59,10 @@ export class Host {
     readonly tag: string,
     /** null where cgroups can not be used: VMs then run without limits, after a warning. */
     readonly cgroups: CgroupDriver | null,
-  ) {}
+  ) {
+    const { bridge, subnet, stateDir, events } = options;
+    this.networks = new Networks({ stateTag: tag, path: stateDir.networksPath, events, bridge, subnet });
+  }
 
   /** @throws QEMU_MISSING, QEMU_TOO_OLD */
   static async open(options: HostOptions): Promise<Host> {
@@ -76,17 +81,16 @@ export class Host {
     return new Host(options, qemu, hostTscKhz(), tag, cgroups.driver);
   }
 
-  /** Takes away what an earlier run of this manager left on the host, but for what is named. */
-  async sweep(keep: { interfaces: string[] }): Promise<string[]> {
-    const left = tapsPermitted().ok ? sweepNetwork(this.tag, new Set(keep.interfaces)) : [];
+  /** Takes away what an earlier run of this manager left on the host, but for what VMs that were taken over have. */
+  async sweep(adopted: readonly Guest[]): Promise<string[]> {
+    const left = await this.networks.recover(adopted);
     // Those in which processes live are left by themselves.
     return [...left, ...((await this.cgroups?.sweep(''))?.removed ?? [])];
   }
 
   /** Takes away everything that VMs share. */
   async close(): Promise<void> {
-    this.network?.close();
-    this.network = null;
+    await this.networks.close();
     await this.cgroups?.sweep('');
     this.cgroups?.close();
   }
@@ -117,19 +121,24 @@ export class Host {
     return 'tcg';
   }
 
-  /** The tap network, made at its first use; null where user-mode networking must do. @throws NETWORK_CONFLICT */
-  tapNetwork(wanted: VmSpec['network']): Network | null {
-    if (wanted === 'user' || wanted === 'none') return null;
-    const permitted = tapsPermitted();
-    if (permitted.ok) {
-      this.network ??= Network.open({
-        stateTag: this.tag,
-        bridge: this.options.bridge,
-        subnet: this.options.subnet,
+  /**
+   * The network of a VM, made at its first use; null where user-mode networking must do.
+   * @throws NETWORK_NOT_FOUND, NETWORK_CONFLICT, NETWORK_FAILED, INVALID_ARGUMENT when it asks for what only a tap has
+   */
+  tapNetwork({ name, network: wanted, net, bandwidthBitsPerSecond }: VmSpec): Network | null {
+    const named = net !== DEFAULT_NETWORK;
+    if (wanted === 'user' || wanted === 'none') {
+      if (!named && bandwidthBitsPerSecond === null) return null;
+      throw new ShadowVmError('INVALID_ARGUMENT', {
+        attempted: 'connect the VM',
+        subject: name,
+        reason: `${named ? `the network ${net}` : 'a bandwidth limit'} needs a tap, and the VM is to have ${wanted === 'none' ? 'no network' : 'user-mode networking'}`,
+        remedy: 'Leave --network out, or use --network tap',
       });
-      return this.network;
     }
-    if (wanted === 'tap')
+    const permitted = tapsPermitted();
+    if (permitted.ok) return this.networks.open(net);
+    if (wanted === 'tap' || named || bandwidthBitsPerSecond !== null)
       throw new ShadowVmError('NETWORK_FAILED', {
         attempted: 'connect the VM to a tap',
         reason: permitted.reason,

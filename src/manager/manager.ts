@@ -1,10 +1,13 @@
 /** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
-import net from 'node:net';
 import type { Duplex } from 'node:stream';
+import type { z } from 'zod';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { findImage } from '../image/store.js';
 import { lowestFreeAddress } from '../network/address.js';
+import { PortHold } from '../network/ports.js';
 import { noSnapshot } from '../shadow/snapshot.js';
+import { probeTarget } from '../switchover/probe-target.js';
+import { type NetworkSpecInput, type NetworkView, networkSpecSchema } from '../vm/network.js';
 import type { StandbyLevel, VmSpec, VmSpecInput } from '../vm/spec.js';
 import { vmSpecSchema } from '../vm/spec.js';
 import type {
@@ -52,6 +55,10 @@ export class Manager implements ManagerPort {
   constructor(private readonly host: Host) {
     this.origins = new Origins(host);
     this.usage = new UsageDesk(host, this.vms);
+    host.networks.vmsOn = (network) =>
+      [...this.vms.values()]
+        .filter((vm) => !vm.ended && vm.address !== null && vm.spec.net === network)
+        .map((vm) => vm.spec.name);
   }
 
   /** Takes over the VMs of a manager that was killed, and wakes those up whose QEMU has died since. */
@@ -71,13 +78,15 @@ export class Manager implements ManagerPort {
       cause: 'process-died',
     });
     const record = { ...dead.core.record(), generation: dead.core.generation + 1 };
-    const vm = new ManagedVm(this.host, dead.spec, this.freeAddress(dead.spec, dead.core.lastAddress), record);
-    this.vms.set(name, vm);
-    const start = (giveUp: AbortSignal) => this.origins.snapshot(vm.core, () => {}, giveUp);
-    await this.bringUp(vm, start, () => {}, undefined, dead).catch((error: unknown) => {
+    try {
+      const vm = new ManagedVm(this.host, dead.spec, this.freeAddress(dead.spec, dead.core.lastAddress), record);
+      this.vms.set(name, vm);
+      const start = (giveUp: AbortSignal) => this.origins.snapshot(vm.core, () => {}, giveUp);
+      await this.bringUp(vm, start, () => {}, undefined, dead);
+    } catch (error) {
       const why = messageOf(error);
       events.append('error', 'vm.lost', name, `the VM is dead and its shadow image could not take over: ${why}`, {});
-    });
+    }
   }
 
   listVms(): VmView[] {
@@ -91,9 +100,8 @@ export class Manager implements ManagerPort {
   async runVm(input: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView> {
     const attempted = 'run the VM';
     this.requireOpen(attempted);
-    const spec = parseSpec(input, attempted);
-    this.requireUnpublished(spec, attempted);
-    await requireFreePorts(spec, attempted);
+    const spec = parseSpec(vmSpecSchema, input, attempted);
+    await this.requireFreePorts(spec);
     const image = await findImage(this.host.options.imagesDir, spec.image);
     this.usage.allocation.requireRoom(spec, attempted);
     const vm = this.admit(spec, attempted);
@@ -107,7 +115,7 @@ export class Manager implements ManagerPort {
     if (!before.ended)
       throw new ShadowVmError('VM_BUSY', { attempted, subject: name, reason: `it is ${before.state}` });
     if (!options.boot && before.core.snapshot === null) throw noSnapshot(attempted, name);
-    await requireFreePorts(before.spec, attempted);
+    await this.requireFreePorts(before.spec);
     this.usage.allocation.requireRoom(before.spec, attempted);
     this.requireOpen(attempted);
     const vm = new ManagedVm(
@@ -133,7 +141,7 @@ export class Manager implements ManagerPort {
     const attempted = 'clone the VM';
     this.requireOpen(attempted);
     const source = this.get(name, attempted);
-    const spec = parseSpec({ ...source.spec, name: clone.name, publish: [] }, attempted);
+    const spec = parseSpec(vmSpecSchema, { ...source.spec, name: clone.name, publish: [] }, attempted);
     this.usage.allocation.requireRoom(spec, attempted);
     const vm = this.admit(spec, attempted);
     const start = (giveUp: AbortSignal) => this.origins.clone(vm.core, source, clone.wanted, progress, giveUp);
@@ -157,27 +165,30 @@ export class Manager implements ManagerPort {
         subject: spec.name,
         reason: `the manager has ${VMS_MAX} VMs`,
       });
-    const vm = new ManagedVm(this.host, spec, this.freeAddress(spec, null));
+    const address = this.freeAddress(spec, null);
+    probeTarget(spec, address);
+    const vm = new ManagedVm(this.host, spec, address);
     this.vms.set(spec.name, vm);
     return vm;
   }
 
   private freeAddress(spec: VmSpec, wanted: string | null): string | null {
-    const network = this.host.tapNetwork(spec.network);
+    const network = this.host.tapNetwork(spec);
     if (network === null) return null;
     const others = [...this.vms.values()].filter((vm) => vm.spec.name !== spec.name);
     const taken = new Set(others.map((vm) => vm.address).filter((address) => address !== null));
     return wanted !== null && !taken.has(wanted) ? wanted : lowestFreeAddress(network.subnet, taken);
   }
 
-  private requireUnpublished(spec: VmSpec, attempted: string): void {
-    if (spec.publish.length === 0 || this.host.tapNetwork(spec.network) === null) return;
-    throw new ShadowVmError('INVALID_ARGUMENT', {
-      attempted,
-      subject: spec.name,
-      reason: 'ports are published in user-mode networking only; on a tap the guest has an address of its own',
-      remedy: 'Use --network user with --publish, or reach the guest by its address',
-    });
+  /** Told before anything is made; it may be otherwise by the time of the start. @throws INVALID_ARGUMENT */
+  private async requireFreePorts(spec: VmSpec): Promise<void> {
+    const onTap = this.host.tapNetwork(spec) !== null;
+    const hold = await PortHold.take(
+      spec.publish.map((port) => port.hostPort),
+      onTap ? '0.0.0.0' : '127.0.0.1',
+      spec.name,
+    );
+    await hold.release();
   }
 
   /** Runs a VM that is in the map already. `before`: what is put back when that fails; without it the VM is forgotten. */
@@ -330,6 +341,24 @@ export class Manager implements ManagerPort {
     return this.get(name, 'remove the shadow').removeShadow();
   }
 
+  listNetworks(): NetworkView[] {
+    return this.host.networks.list();
+  }
+
+  showNetwork(name: string): NetworkView {
+    return this.host.networks.show(name);
+  }
+
+  async createNetwork(input: NetworkSpecInput): Promise<NetworkView> {
+    this.requireOpen('create the network');
+    return this.host.networks.create(parseSpec(networkSpecSchema, input, 'create the network'));
+  }
+
+  async removeNetwork(name: string): Promise<void> {
+    this.requireOpen('remove the network');
+    await this.host.networks.remove(name);
+  }
+
   listEvents(filter: { since?: number; limit?: number; vm?: string }): Event[] {
     return this.host.options.events.list(filter);
   }
@@ -380,8 +409,8 @@ export class Manager implements ManagerPort {
   }
 }
 
-function parseSpec(input: VmSpecInput, attempted: string): VmSpec {
-  const parsed = vmSpecSchema.safeParse(input);
+function parseSpec<T>(schema: z.ZodType<T>, input: unknown, attempted: string): T {
+  const parsed = schema.safeParse(input);
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
   throw new ShadowVmError('INVALID_ARGUMENT', {
@@ -389,26 +418,4 @@ function parseSpec(input: VmSpecInput, attempted: string): VmSpec {
     subject: issue?.path.join('.') || 'specification',
     reason: issue?.message ?? 'it is not a specification',
   });
-}
-
-/** Told before anything is made; QEMU's own refusal would come after its start. @throws INVALID_ARGUMENT */
-async function requireFreePorts(spec: VmSpec, attempted: string): Promise<void> {
-  for (const { hostPort } of spec.publish) {
-    const server = net.createServer();
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', (cause) =>
-        reject(
-          new ShadowVmError('INVALID_ARGUMENT', {
-            attempted,
-            subject: spec.name,
-            reason: `port ${hostPort} of the host can not be used: ${cause.message}`,
-            remedy: 'Publish another port',
-            cause,
-          }),
-        ),
-      );
-      server.listen(hostPort, '127.0.0.1', resolve);
-    });
-    await new Promise((resolve) => server.close(resolve));
-  }
 }

@@ -1,6 +1,7 @@
 /** What a VM starts from: its image's golden snapshot, power-on, a snapshot of its own, an epoch of another VM. */
 import { randomBytes } from 'node:crypto';
 import { messageOf, ShadowVmError } from '../errors.js';
+import { goldenHotPath } from '../image/golden.js';
 import { findImage, type Image } from '../image/store.js';
 import type { ShadowImage } from '../native/image.js';
 import type { GuestIdentity } from '../qemu/agent.js';
@@ -8,7 +9,6 @@ import { readEpoch } from '../shadow/epochs.js';
 import type { OnProgress, VmOrigin } from '../vm/view.js';
 import { GoldenMaker } from './golden-maker.js';
 import type { Host } from './host.js';
-import { readHotPages } from './hot-pages.js';
 import type { WantedEpoch } from './port.js';
 import type { StartFrom } from './primary-start.js';
 import { labelOf } from './snapshots.js';
@@ -35,9 +35,7 @@ export class Origins {
       const { networkMode: network, accelerator } = core;
       const shape = { ramBytes, vcpus, network, accelerator: accelerator ?? 'tcg', qemu: this.host.qemu.version };
       const path = await this.goldens.find(image, core.spec, shape, progress, giveUp);
-      const hotPath = `${path}.hot`;
-      core.hotPages = await readHotPages(hotPath);
-      return await this.fromBase(core, await core.shadowImage.setBase(path), 'golden', hotPath);
+      return await this.fromBase(core, await core.shadowImage.setBase(path), 'golden', goldenHotPath(path));
     } catch (error) {
       giveUp.throwIfAborted();
       const why = error instanceof ShadowVmError ? error.reason : messageOf(error);
@@ -64,7 +62,7 @@ export class Origins {
     if (image !== core.shadowImage.opened) return this.fromBase(core, image, 'snapshot');
     const epoch = await readEpoch(image, headEpoch, core.name);
     const { deviceState } = epoch;
-    return { origin: 'snapshot', image, epoch, deviceState, hotPath: '', identity: this.identity(core) };
+    return { origin: 'snapshot', image, epoch, deviceState, hotPath: core.hotPath, identity: this.identity(core) };
   }
 
   /** A new VM from an epoch of another one. @throws SNAPSHOT_NOT_FOUND, EPOCH_NOT_FOUND, NO_SPACE */
@@ -92,19 +90,22 @@ export class Origins {
     core: VmCore,
     base: ShadowImage,
     origin: Exclude<VmOrigin, 'boot'>,
-    hotPath = '',
+    hotPath = core.hotPath,
   ): Promise<StartFrom> {
     const deviceState = await base.deviceState(base.describe().headEpoch);
     return { origin, image: base, epoch: null, deviceState, hotPath, identity: this.identity(core) };
   }
 
   private identity(core: VmCore): GuestIdentity {
-    const network = core.sides.network;
+    const { network, guest } = core.sides;
+    const address6 = guest?.address6 ?? null;
     return {
       hostname: core.name,
       mac: core.networkMode === 'none' ? null : core.mac,
       address: network === null || core.address === null ? null : `${core.address}/${network.subnet.prefixLength}`,
       gateway: network === null ? null : network.hostAddress,
+      address6: address6 === null ? null : `${address6}/${network?.subnet6?.prefixLength}`,
+      gateway6: network?.hostAddress6 ?? null,
       seed: randomBytes(SEED_BYTES),
       wallClockMs: Date.now(),
     };

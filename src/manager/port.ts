@@ -1,5 +1,6 @@
 /** What the API may ask of the manager. The HTTP layer knows only this; `Manager` implements it. */
 import type { Duplex } from 'node:stream';
+import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
 import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
 import type {
   EpochView,
@@ -86,6 +87,15 @@ export interface ManagerPort {
   verifyShadow(name: string, progress: OnProgress): Promise<VerifyView>;
   /** Takes the protection away; a rule that would make it anew is set to manual. @throws SHADOW_NOT_FOUND */
   removeShadow(name: string): Promise<void>;
+
+  /** The default one and those that were declared. */
+  listNetworks(): NetworkView[];
+  /** @throws NETWORK_NOT_FOUND */
+  showNetwork(name: string): NetworkView;
+  /** Its bridge is there when it resolves. @throws NETWORK_EXISTS, NETWORK_CONFLICT, NETWORK_FAILED, PACKAGE_MISSING */
+  createNetwork(spec: NetworkSpecInput): Promise<NetworkView>;
+  /** @throws NETWORK_NOT_FOUND, NETWORK_IN_USE */
+  removeNetwork(name: string): Promise<void>;
 
   listSnapshots(): SnapshotView[];
   /** Writes one file that another host can import, whole or not at all. @throws SNAPSHOT_NOT_FOUND, NO_SPACE */

@@ -17,7 +17,7 @@ export type StartFrom =
       deviceState: Buffer;
       /** The VM's own epoch that it wakes up from; null when it is one of a golden snapshot's. */
       epoch: CommittedEpoch | null;
-      /** Where the hot pages of a golden snapshot are kept; '' for other origins. */
+      /** The file of its hot pages, which may be missing. */
       hotPath: string;
       /** Who the guest is from now on; null when it is who it was. */
       identity: GuestIdentity | null;
@@ -30,7 +30,6 @@ export interface StartContext {
   connect: () => void;
   publish: VmSpec['publish'];
   onCorrupt: (page: number, why: string) => void;
-  hotPages: Uint32Array;
   consoleLogPath: string;
   accelerator: string;
   progress: OnProgress;
@@ -42,8 +41,7 @@ const AWAKENING_TIMEOUT_MS = 10_000;
 
 /** Resolves with the time it took, ms, when the guest answers. @throws what keeps it from that, CANCELLED */
 export async function startPrimary(from: StartFrom, context: StartContext): Promise<number> {
-  const { launch, onLaunched, connect, publish, onCorrupt, hotPages, consoleLogPath, accelerator, progress, signal } =
-    context;
+  const { launch, onLaunched, connect, publish, onCorrupt, consoleLogPath, accelerator, progress, signal } = context;
   signal.throwIfAborted();
   progress({ message: `starting QEMU (${accelerator})` });
   const startedMs = monotonicMs();
@@ -56,13 +54,13 @@ export async function startPrimary(from: StartFrom, context: StartContext): Prom
     await bootBeat(qemu, consoleLogPath, signal);
   } else {
     progress({ message: 'the guest wakes up' });
-    await loadFromImage(qemu, from.image, from.deviceState, hotPages, onCorrupt);
+    await loadFromImage(qemu, from.image, from.deviceState, from.hotPath, onCorrupt);
     await letRun(qemu);
     // Before it is on the network: until then it has another guest's addresses.
     if (from.identity === null) qemu.agent.setClock(Date.now());
     else await qemu.agent.identify(from.identity);
     connect();
-    await publishPorts(qemu, publish);
+    if (publish.length > 0) await publishPorts(qemu, publish);
     await awakening(qemu, AWAKENING_TIMEOUT_MS);
   }
   signal.throwIfAborted();

@@ -3,7 +3,7 @@ import type { EpochInfo } from '../native/image.js';
 import type { CommittedEpoch } from '../protect/protector.js';
 import { epochTimes } from '../shadow/epochs.js';
 import type { DeathCause } from '../switchover/detector.js';
-import { isPoisoned, type LastPromotion, rewindTarget } from '../switchover/rewind.js';
+import { epochBefore, isPoisoned, type LastPromotion, rewindTarget } from '../switchover/rewind.js';
 import type { PromotionView } from '../vm/view.js';
 
 export interface PromotionRun {
@@ -13,6 +13,8 @@ export interface PromotionRun {
   /** Of the death that asks for it; null when it is planned. */
   cause: DeathCause | null;
   killedFromOutside: boolean;
+  /** When its probes last found the guest well, wall clock of the host, ms; null where they have nothing to do with it. */
+  wellAtMs: number | null;
   /** The epoch that was asked for by hand; null for the one that is right. */
   wanted: number | null;
   decidedAtNs: bigint;
@@ -25,7 +27,7 @@ export interface PromotionRun {
 }
 
 export function beginPromotion(
-  why: Pick<PromotionRun, 'reason' | 'planned' | 'cause' | 'killedFromOutside' | 'wanted' | 'decidedAtNs'>,
+  why: Pick<PromotionRun, 'reason' | 'planned' | 'cause' | 'killedFromOutside' | 'wellAtMs' | 'wanted' | 'decidedAtNs'>,
 ): PromotionRun {
   return { ...why, decidedAtMs: Date.now(), fencedAtNs: 0n, resumedAtNs: 0n, from: null, rewinds: 0 };
 }
@@ -52,7 +54,7 @@ export interface EpochsToChoose {
  * @returns null when a guest that dies of its own state has been tried from every epoch
  */
 export function chooseEpoch(
-  run: Pick<PromotionRun, 'cause' | 'killedFromOutside' | 'wanted' | 'decidedAtMs'>,
+  run: Pick<PromotionRun, 'cause' | 'killedFromOutside' | 'wellAtMs' | 'wanted' | 'decidedAtMs'>,
   { newest, newestConfirmed, all }: EpochsToChoose,
   last: LastPromotion | null,
 ): EpochChoice | null {
@@ -67,6 +69,17 @@ export function chooseEpoch(
       rewinds: last.rewinds + 1,
       because: `the guest died again ${Math.round(run.decidedAtMs - last.resumedAtMs)} ms after it woke up from epoch ${last.from.epoch}: its state may be what kills it, and this one is ${Math.round(ageMs)} ms older`,
     };
+  }
+  // Every epoch since its probes last found it well may hold what they found.
+  if (run.cause === 'probe-failed' && run.wellAtMs !== null) {
+    const epochs = epochTimes(all());
+    const target = epochBefore(epochs, run.wellAtMs) ?? epochs[0];
+    if (target !== undefined && target.epoch < newest)
+      return {
+        epoch: target.epoch,
+        rewinds: 0,
+        because: `its probes last found it well ${Math.round(run.decidedAtMs - run.wellAtMs)} ms before they gave it up`,
+      };
   }
   // Epochs that were cut while a guest hung or panicked show it doing that.
   if ((run.cause === 'guest-reset' || run.cause === 'guest-hung') && newestConfirmed !== null)

@@ -9,11 +9,12 @@ import { WAITING_CPU_PERCENT, WAITING_MEMORY_BYTES } from '../allocate/standby-p
 import { startTicks } from '../host/process-stat.js';
 import { tapName } from '../network/address.js';
 import type { InterfaceCounters } from '../network/native.js';
-import type { Network } from '../network/network.js';
+import type { GuestAddresses, Network } from '../network/network.js';
 import type { Kernel, NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { Host } from './host.js';
+import type { Guest } from './networks.js';
 import type { VmRecord } from './state-dir.js';
 
 export type Side = 'p' | 's';
@@ -57,13 +58,14 @@ export class VmSides {
   /** What the primary may use; its shadow gets the same before it takes over. */
   private given: PrimaryLimits;
   private waiting: WaitingLimits = { cpuPercent: WAITING_CPU_PERCENT, memoryBytes: WAITING_MEMORY_BYTES };
+  /** Where it is on the tap network; null in the other modes. */
+  readonly guest: GuestAddresses | null;
 
   constructor(
     private readonly host: Host,
     private readonly spec: VmSpec,
     readonly network: Network | null,
-    /** Of the VM on the tap network; null in the other modes. */
-    private readonly address: string | null,
+    address: string | null,
     private readonly mac: string,
   ) {
     this.log = host.options.log;
@@ -71,6 +73,7 @@ export class VmSides {
       cpuPercent: spec.allocation.cpuMaxPercent ?? mostCpuPercent(spec),
       cpuWeight: cpuWeight(100 * spec.vcpus, spec.allocation.priority),
     };
+    this.guest = network === null || address === null ? null : { mac, address, address6: network.address6Of(address) };
   }
 
   /** Takes over what a VM of an earlier manager has on one side. */
@@ -84,10 +87,15 @@ export class VmSides {
     if (this.network !== null) this.taps.add(this.tap(side));
   }
 
-  /** What a side has on the host by name: what is to stay when everything else is taken away. */
-  kept(side: Side): { tag: string; interfaces: string[] } {
-    const tag = this.processes.get(side)?.tag ?? '';
-    return { tag, interfaces: this.network === null ? [] : [this.tap(side), this.network.bridge] };
+  /** What the names of its process's sockets begin with. */
+  runTag(side: Side): string {
+    return this.processes.get(side)?.tag ?? '';
+  }
+
+  /** Its guest as the networks know it; null without a tap. */
+  admitted(side: Side): Guest | null {
+    const { guest, network, spec } = this;
+    return network === null || guest === null ? null : { spec, network, addresses: guest, tap: this.tap(side) };
   }
 
   /** Starts a QEMU on one side; nothing of an earlier one may live there any more. */
@@ -101,6 +109,8 @@ export class VmSides {
       this.network.prepareTap(this.tap(side), uid ?? 0);
       this.taps.add(this.tap(side));
     }
+    const admitted = this.admitted(side);
+    if (admitted !== null) await host.networks.admit(admitted);
     await this.removeGroup(side);
     host.cgroups?.create(tag);
     this.groups.set(side, tag);
@@ -164,7 +174,7 @@ export class VmSides {
 
   /** Lets a side's traffic flow; no effect without taps. @throws NETWORK_FAILED */
   connect(side: Side): void {
-    this.network?.connectTap(this.tap(side), { mac: this.mac, address: this.address as string });
+    if (this.guest !== null) this.network?.connectTap(this.tap(side), this.guest);
   }
 
   /** After this nothing that the side's QEMU sends gets anywhere, until a QEMU attaches to its tap anew. */
@@ -218,8 +228,13 @@ export class VmSides {
   /** Gives everything back; the processes have ended. Idempotent. */
   async release(): Promise<void> {
     this.processes.clear();
-    for (const tap of this.taps) this.network?.deleteTap(tap);
+    const taps = [...this.taps];
     this.taps.clear();
+    for (const tap of taps) this.network?.deleteTap(tap);
+    if (this.network !== null)
+      await this.host.networks
+        .dismiss(this.spec.name, taps)
+        .catch((error: unknown) => this.log.error({ err: error, vm: this.spec.name }, 'taking its rules away'));
     await this.removeGroup('p');
     await this.removeGroup('s');
     if (this.slot !== null) this.host.freeSlot(this.slot);
@@ -227,14 +242,23 @@ export class VmSides {
   }
 
   private attachment(side: Side, incoming: boolean): NetworkAttachment {
-    if (this.network !== null)
+    const { guest, network } = this;
+    if (network !== null)
       return {
         mode: 'tap',
         tap: this.tap(side),
         mac: this.mac,
-        address: this.address,
-        prefixLength: this.network.subnet.prefixLength,
-        gateway: this.network.hostAddress,
+        address: guest?.address ?? null,
+        prefixLength: network.subnet.prefixLength,
+        gateway: network.hostAddress,
+        ipv6:
+          guest === null || guest.address6 === null || network.subnet6 === null || network.hostAddress6 === null
+            ? null
+            : {
+                address: guest.address6,
+                prefixLength: network.subnet6.prefixLength,
+                gateway: network.hostAddress6,
+              },
       };
     if (this.spec.network === 'none') return { mode: 'none' };
     // Two processes can not listen on one port: the shadow publishes when it has become the primary.

@@ -6,6 +6,7 @@
  *     log/manager.log  (.1)     what the manager did, as JSON lines
  *     events.jsonl     (.1)     what happened to VMs and shadows, as JSON lines
  *     history.db (-wal, -shm)   what each VM used, in SQLite, see src/history/store.ts
+ *     networks.json             the networks that users declared, see networks.ts
  *     vms/<name>/vm.json        what was declared about a VM and what it left on the host, see `vmRecordSchema`
  *     vms/<name>/console.log    the guest's serial console
  *     vms/<name>/qemu.log       what QEMU said
@@ -47,8 +48,18 @@ export const STATE_PATH_BYTES_MAX = SOCKET_PATH_BYTES_MAX - '/run/'.length - RUN
 
 const HISTORY_FILE = 'history.db';
 const ENTRIES = [
-  ...['daemon.lock', 'shadowvm.sock', 'log', 'events.jsonl', 'events.jsonl.1', 'vms', 'run', 'images'],
-  ...[HISTORY_FILE, `${HISTORY_FILE}-wal`, `${HISTORY_FILE}-shm`],
+  'daemon.lock',
+  'shadowvm.sock',
+  'log',
+  'events.jsonl',
+  'events.jsonl.1',
+  'networks.json',
+  'vms',
+  'run',
+  'images',
+  HISTORY_FILE,
+  `${HISTORY_FILE}-wal`,
+  `${HISTORY_FILE}-shm`,
 ];
 
 /** Where the state is when nobody says: root serves the whole host, everybody else has a manager of their own. */
@@ -66,6 +77,7 @@ export interface StateLayout {
   logPath: string;
   eventsPath: string;
   historyPath: string;
+  networksPath: string;
   vmsDir: string;
   runDir: string;
   imagesDir: string;
@@ -80,6 +92,7 @@ export function stateLayout(path: string): StateLayout {
     logPath: join(root, 'log', 'manager.log'),
     eventsPath: join(root, 'events.jsonl'),
     historyPath: join(root, HISTORY_FILE),
+    networksPath: join(root, 'networks.json'),
     vmsDir: join(root, 'vms'),
     runDir: join(root, 'run'),
     imagesDir: join(root, 'images'),
@@ -128,6 +141,7 @@ export class StateDir implements StateLayout {
   readonly logPath: string;
   readonly eventsPath: string;
   readonly historyPath: string;
+  readonly networksPath: string;
   readonly vmsDir: string;
   readonly runDir: string;
   readonly imagesDir: string;
@@ -142,6 +156,7 @@ export class StateDir implements StateLayout {
     this.logPath = layout.logPath;
     this.eventsPath = layout.eventsPath;
     this.historyPath = layout.historyPath;
+    this.networksPath = layout.networksPath;
     this.vmsDir = layout.vmsDir;
     this.runDir = layout.runDir;
     this.imagesDir = layout.imagesDir;

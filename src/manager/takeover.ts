@@ -2,6 +2,7 @@
  * A VM's promotions: what the effects of the switchover mean for its QEMUs, taps and epochs. The order of the effects is
  * the machine's (switchover/machine.ts).
  */
+import { monotonicMs } from '../clock.js';
 import { messageOf } from '../errors.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Shadow } from '../shadow/shadow.js';
@@ -69,12 +70,27 @@ export class Takeover {
   primaryDied(death: Death, killedFromOutside: boolean): void {
     const { core } = this.options;
     const reason = `${death.cause}: ${death.evidence}`;
+    const wellAtMs = death.wellAtMs == null ? null : Date.now() - (monotonicMs() - death.wellAtMs);
     const told = `${DEATH_WORDS[death.cause]} (process ${core.primary?.pid}): ${death.evidence}`;
-    core.event('error', 'failure.detected', told, { cause: death.cause, killedFromOutside }, death.decidedAtNs);
+    core.event(
+      'error',
+      'failure.detected',
+      told,
+      { cause: death.cause, killedFromOutside, ...(wellAtMs === null ? {} : { wellAtMs }) },
+      death.decidedAtNs,
+    );
     // One that dies while it is handed over is promoted because of that, from the newest epoch that there is.
     if (this.switchover.phase === 'handing-over') this.run = null;
     const { cause, decidedAtNs } = death;
-    this.run ??= beginPromotion({ reason, planned: false, cause, killedFromOutside, wanted: null, decidedAtNs });
+    this.run ??= beginPromotion({
+      reason,
+      planned: false,
+      cause,
+      killedFromOutside,
+      wellAtMs,
+      wanted: null,
+      decidedAtNs,
+    });
     this.switchover.dispatch({ type: 'primary-died', reason });
   }
 
@@ -91,7 +107,8 @@ export class Takeover {
 
   private async handOver(): Promise<void> {
     const decidedAtNs = process.hrtime.bigint();
-    this.run ??= beginPromotion({ ...this.wish, planned: true, cause: null, killedFromOutside: false, decidedAtNs });
+    const noDeath = { cause: null, killedFromOutside: false, wellAtMs: null };
+    this.run ??= beginPromotion({ ...this.wish, ...noDeath, planned: true, decidedAtNs });
     await this.shadow().handOver();
   }
 
@@ -147,7 +164,7 @@ export class Takeover {
     this.next = qemu;
     // Again: one that was just coming up when they were raised has been given those of a standby since.
     core.sides.limit(other(core.side), 'awakening');
-    await loadFromImage(qemu, image, from.deviceState, core.hotPages, (page, why) => core.corruptPage(qemu, page, why));
+    await loadFromImage(qemu, image, from.deviceState, core.hotPath, (page, why) => core.corruptPage(qemu, page, why));
     faultPoint('promotion', 5);
   }
 
@@ -160,7 +177,7 @@ export class Takeover {
   private connect(): void {
     const { core } = this.options;
     core.sides.connect(other(core.side));
-    if (core.spec.publish.length > 0) void this.publishPorts();
+    if (core.spec.publish.length > 0 && core.sides.network === null) void this.publishPorts();
     faultPoint('promotion', 7);
   }
 
@@ -194,7 +211,7 @@ export class Takeover {
       await oldShadow.dispose();
       await awakening(primary, AWAKENING_MS);
       core.limitPrimary();
-      core.noteAwakening(primary);
+      core.noteAwakening(primary, null);
       await old?.dispose();
       await core.sides.retire(oldSide);
     })().catch((error: unknown) => core.logError(error, 'after the promotion'));

@@ -56,7 +56,7 @@ export async function verifyByStart(core: VmCore, host: Host, progress: OnProgre
       });
       const deviceState = await image.deviceState(image.describe().headEpoch);
       const fromMs = monotonicMs();
-      await loadFromImage(qemu, image, deviceState, core.hotPages, (page, why) => {
+      await loadFromImage(qemu, image, deviceState, core.hotPath, (page, why) => {
         damage = `page ${page}: ${why}`;
         qemu?.kill();
       });
@@ -98,6 +98,6 @@ async function beats(qemu: QemuProcess, fromMs: number): Promise<number | null> 
   await awakening(qemu, FIRST_BEAT_MS_MAX);
   const untilMs = monotonicMs() + FIRST_BEAT_MS_MAX;
   while (qemu.agent.beats < BEATS_MIN && monotonicMs() < untilMs) await sleep(10);
-  const firstNs = qemu.agent.firstBeatAtNs;
+  const firstNs = qemu.agent.firstSignAtNs;
   return firstNs === null || qemu.agent.beats < BEATS_MIN ? null : Number(firstNs) / 1e6 - fromMs;
 }

@@ -1,5 +1,7 @@
 /** What the parts of a VM share: who it is, what it has on the host, which process is its primary. */
 
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { pinImage } from '../image/store.js';
 import { macAddress } from '../network/address.js';
 import type { CommittedEpoch } from '../protect/protector.js';
@@ -8,7 +10,6 @@ import type { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { SnapshotView, VmOrigin, VmState } from '../vm/view.js';
 import type { Host } from './host.js';
-import { mergeHotPages, NO_PAGES } from './hot-pages.js';
 import { type Side, VmSides } from './sides.js';
 import type { VmRecord } from './state-dir.js';
 import { VmImage } from './vm-image.js';
@@ -32,8 +33,6 @@ export class VmCore {
   followed = false;
   /** Resolves when the side that is not the primary's is free for a new QEMU. */
   otherSideFree: Promise<void> = Promise.resolve();
-  /** What the guest needs first when it wakes up. */
-  hotPages: Uint32Array = NO_PAGES;
   readonly sides: VmSides;
   readonly shadowImage: VmImage;
   readonly mac: string;
@@ -54,12 +53,17 @@ export class VmCore {
     this.lastAddress = address ?? record?.address ?? null;
     this.createdAt = record?.createdAt ?? new Date().toISOString();
     this.mac = macAddress(`${host.tag} ${spec.name}`);
-    this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec.network), address, this.mac);
+    this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec), address, this.mac);
     this.shadowImage = new VmImage(host, spec);
   }
 
   get name(): string {
     return this.spec.name;
+  }
+
+  /** A file with what the guest needs first when it wakes up. */
+  get hotPath(): string {
+    return join(this.host.options.stateDir.vmDir(this.name), 'awakening.hot');
   }
 
   get networkMode(): 'tap' | 'user' | 'none' {
@@ -104,9 +108,13 @@ export class VmCore {
     }
   }
 
-  /** Learns from an awakening that is over what the next one will need. */
-  noteAwakening(qemu: QemuProcess): void {
-    if (qemu.pager !== null && !qemu.hasDied) this.hotPages = mergeHotPages(this.hotPages, qemu.pager.needed());
+  /** Learns from an awakening that is over what the next one will need; a golden snapshot's first guest for all of them. */
+  noteAwakening(qemu: QemuProcess, goldenHotPath: string | null): void {
+    if (qemu.hasDied) return;
+    const forAll = goldenHotPath !== null && !existsSync(goldenHotPath) ? [goldenHotPath] : [];
+    qemu.keepHot([this.hotPath, ...forAll]).catch((error: unknown) => {
+      if (!qemu.hasDied) this.logError(error, 'keeping hot pages');
+    });
   }
 
   /** A page of the image failed its checksum while a guest runs from it: that guest can not be let go on. */

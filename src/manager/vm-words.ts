@@ -1,4 +1,5 @@
 /** How a VM's events are told to people. */
+import type { ProbeHealth } from '../switchover/probe.js';
 import type { Death } from '../switchover/watch.js';
 import type { PromotionView, ShadowState } from '../vm/view.js';
 
@@ -9,6 +10,7 @@ export const DEATH_WORDS: Record<Death['cause'], string> = {
   'qemu-hung': 'QEMU hangs',
   'guest-reset': 'the guest crashed',
   'guest-hung': 'the guest hangs',
+  'probe-failed': 'the guest is not well',
 };
 
 export const FAULT_WORDS = {
@@ -24,6 +26,13 @@ export const SHADOW_WORDS: Record<ShadowState, string> = {
   behind: 'the shadow can take over but is behind',
   promoting: 'the shadow takes over',
   failed: 'the shadow failed, nothing protects the VM now',
+};
+
+export const PROBE_WORDS: Record<ProbeHealth, string> = {
+  unproven: 'has not been answered yet',
+  well: 'is answered',
+  failing: 'is not answered',
+  failed: 'is not answered, and the guest counts as failed',
 };
 
 export function promotionWords({ planned, resumeMs, lagMs, epoch, generation }: PromotionView): string {

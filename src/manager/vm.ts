@@ -1,5 +1,4 @@
 /** One VM, as users see it: how it comes to run, what can be asked of it, how it ends. */
-import { existsSync } from 'node:fs';
 import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError, toShadowVmError } from '../errors.js';
 import { recordBoot } from '../image/store.js';
@@ -7,13 +6,14 @@ import type { Beat } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
 import { epochTimes, findEpoch, readEpoch } from '../shadow/epochs.js';
 import { Shadow } from '../shadow/shadow.js';
+import { ProbeCaller } from '../switchover/probe-call.js';
+import { probeTarget } from '../switchover/probe-target.js';
 import { epochBefore } from '../switchover/rewind.js';
-import { type Death, FailureWatch } from '../switchover/watch.js';
+import { type Death, FailureWatch, type FailureWatchOptions } from '../switchover/watch.js';
 import type { StandbyLevel, VmSpec } from '../vm/spec.js';
 import { formatStandby } from '../vm/standby-text.js';
 import type { EpochView, OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
 import type { Host } from './host.js';
-import { writeHotPages } from './hot-pages.js';
 import type { StopOptions, WantedEpoch } from './port.js';
 import { type StartFrom, startPrimary } from './primary-start.js';
 import { Repeated } from './repeated.js';
@@ -24,7 +24,7 @@ import type { VmRecord } from './state-dir.js';
 import { Takeover } from './takeover.js';
 import { VmCore } from './vm-core.js';
 import { VmUsage } from './vm-usage.js';
-import { FAULT_WORDS, SHADOW_WORDS } from './vm-words.js';
+import { FAULT_WORDS, PROBE_WORDS, SHADOW_WORDS } from './vm-words.js';
 
 /** Longer than a guest takes from the order to panic to its reset. */
 const DRILL_HOLD_MS = 1000;
@@ -126,7 +126,7 @@ export class ManagedVm {
       const { lazy } = primary.control.read();
       const image = lazy || core.shadowImage.exists() ? await core.shadowImage.openSource() : null;
       if (lazy && image !== null)
-        primary.fillFrom(image.native, core.hotPages, (page, why) => core.corruptPage(primary, page, why));
+        primary.fillFrom(image.native, core.hotPath, (page, why) => core.corruptPage(primary, page, why));
       if (image !== null && image === core.shadowImage.opened && image.describe().headEpoch > 0)
         core.wokeFrom = await readEpoch(image, image.describe().headEpoch, core.name);
     } catch (error) {
@@ -199,9 +199,9 @@ export class ManagedVm {
           core.state = 'booting';
         },
         connect: () => core.sides.connect('p'),
-        publish: spec.publish,
+        // On a tap the rules do that.
+        publish: core.sides.network === null ? spec.publish : [],
         onCorrupt: (page, why) => core.corruptPage(core.primary as QemuProcess, page, why),
-        hotPages: core.hotPages,
         consoleLogPath: host.options.stateDir.consoleLogPath(spec.name),
         accelerator: core.accelerator,
         progress,
@@ -209,8 +209,8 @@ export class ManagedVm {
       });
       core.wokeFrom = from.origin === 'boot' ? null : from.epoch;
       core.followed = from.origin !== 'boot';
-      core.noteAwakening(core.primary as unknown as QemuProcess);
-      if (from.origin === 'golden') this.keepHotPages(from.hotPath);
+      const goldenHotPath = from.origin === 'golden' ? from.hotPath : null;
+      core.noteAwakening(core.primary as unknown as QemuProcess, goldenHotPath);
       // From here on nothing waits: the VM runs and is ended as one that runs, or it never did.
       this.nowRuns(from.origin === 'boot' ? 'booted' : `woke up from its ${from.origin}`);
       if (from.origin === 'boot') recordBoot(host.options.imagesDir, spec.image, this.startMs).catch(() => {}); // removed or replaced meanwhile
@@ -228,12 +228,6 @@ export class ManagedVm {
       );
       throw error;
     }
-  }
-
-  /** The first VM of a golden snapshot finds out what the others will need first. */
-  private keepHotPages(path: string): void {
-    if (existsSync(path)) return;
-    writeHotPages(path, this.core.hotPages).catch((error: unknown) => this.core.logError(error, 'keeping hot pages'));
   }
 
   private nowRuns(how: string): void {
@@ -431,6 +425,7 @@ export class ManagedVm {
       accelerator: core.accelerator,
       pid: core.primary?.pid ?? null,
       address: core.address,
+      address6: core.sides.guest?.address6 ?? null,
       mac: this.spec.network === 'none' ? null : core.mac,
       tap: core.networkMode === 'tap' && core.primary !== null ? core.sides.tap(core.side) : null,
       networkMode: core.networkMode,
@@ -439,6 +434,7 @@ export class ManagedVm {
       bootMs: this.startMs,
       guest: beat === null ? null : guestFigures(beat, core.primary?.agent.beats ?? 0),
       usage: this.usage.latest,
+      probes: this.watch?.probes() ?? [],
       shadow: this.keeper.shadow?.view() ?? null,
       snapshot: core.snapshot,
       failure: core.failure,
@@ -459,7 +455,8 @@ export class ManagedVm {
       promoted,
       // Epochs of a guest that hangs show it hanging: one from before is needed. QEMU's own hang is in no epoch.
       canTakeOver: (cause) =>
-        takeover.switchover.canTakeOver && (cause !== 'guest-hung' || keeper.shadow?.newestConfirmed() !== null),
+        takeover.switchover.canTakeOver &&
+        (!['guest-hung', 'probe-failed'].includes(cause) || keeper.shadow?.newestConfirmed() !== null),
       onHang: (evidence) =>
         core.event('error', 'failure.no-shadow', `it hangs, and no shadow could take over: ${evidence}`, {}),
       pausedTotalMs: () => keeper.shadow?.pausedTotalMs() ?? 0,
@@ -471,7 +468,24 @@ export class ManagedVm {
               silentMs,
             })
           : core.event('info', 'failure.cleared', 'heartbeats are back, it was no failure', {}),
+      probes: this.probesOf(core.primary as QemuProcess),
     });
+  }
+
+  private probesOf(primary: QemuProcess): FailureWatchOptions['probes'] {
+    const { core } = this;
+    const caller = new ProbeCaller(probeTarget(this.spec, core.address), primary.agent);
+    return {
+      declared: this.spec.probes,
+      call: (check, signal) => caller.call(check, signal),
+      onHealth: (probe, health, reason) =>
+        core.event(
+          health === 'well' ? 'info' : 'warn',
+          `probe.${health}`,
+          `the probe ${probe} ${PROBE_WORDS[health]}${reason === null ? '' : `: ${reason}`}`,
+          { probe, reason },
+        ),
+    };
   }
 
   private primaryDied(death: Death): void {

@@ -10,12 +10,12 @@ export async function loadFromImage(
   qemu: QemuProcess,
   image: ShadowImage,
   deviceState: Buffer,
-  /** What the guest will need first. */
-  hot: Uint32Array,
+  /** A file with what the guest will need first. */
+  hotPath: string,
   onCorrupt: (page: number, why: string) => void,
 ): Promise<void> {
   // First: loading the devices reads the guest's queues, which are in pages that are not there yet.
-  qemu.fillFrom(image.native, hot, onCorrupt);
+  qemu.fillFrom(image.native, hotPath, onCorrupt);
   await qemu.loadDevices(deviceState, LOAD_TIMEOUT_MS);
 }
 

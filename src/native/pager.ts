@@ -54,12 +54,14 @@ export interface Pager {
   /**
    * Serves faults from now on, and fills the rest behind them. Settles when every page that is not all zeros is there;
    * rejects with ERR_CLOSED, ERR_VM_DEAD, or with what onTrouble was told first. Faults are served until close().
-   * @param first pages that the guest is known to need when it wakes up: filled before everything else
+   * @param hotPath a file of keepHot(), filled before everything else; a hint, which may be missing
    * @throws ERR_BUSY when it was started before
    */
-  start(first?: Uint32Array): Promise<FillResult>;
-  /** The pages that were waited for so far, at most 2048, in their order: `first` of the next time. */
+  start(hotPath?: string): Promise<FillResult>;
+  /** The pages of the hot file and those that were waited for all the same, at most 1536: what the next awakening needs. */
   needed(): Uint32Array;
+  /** Writes a file of hot pages, as the source has them now; one at a time. Rejects with ERR_BUSY, or an errno. */
+  keepHot(path: string, pages: Uint32Array): Promise<void>;
   stats(): PagerStats;
   /** Limits the fill, never the faults; 0 is no limit. */
   throttle(bytesPerSecond: number): void;

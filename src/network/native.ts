@@ -14,7 +14,7 @@ export interface InterfaceCounters {
 export interface NativeNetwork {
   createBridge(name: string): void;
   deleteBridge(name: string): void;
-  setAddress(name: string, ipv4: string, prefixLength: number): void;
+  setAddress(name: string, address: string, prefixLength: number): void;
   setUp(name: string, up: boolean): void;
   setMac(name: string, mac: string): void;
   createTap(name: string, ownerUid: number): void;
@@ -26,9 +26,10 @@ export interface NativeNetwork {
   listInterfaces(prefix: string): string[];
   counters(name: string): InterfaceCounters;
   countersByName(prefix: string): Record<string, InterfaceCounters>;
-  announce(name: string, mac: string, ipv4: string): void;
+  announce(name: string, mac: string, address: string): void;
   learnAddress(name: string, mac: string): boolean;
-  setNeighbour(name: string, ipv4: string, mac: string): void;
+  setNeighbour(name: string, address: string, mac: string): void;
+  shapeEgress(name: string, bytesPerSecond: number, burstBytes: number, queueBytes: number): void;
 }
 
 let loaded: NativeNetwork | undefined;

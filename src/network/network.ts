@@ -26,10 +26,20 @@ import {
   tapPrefix,
   type UsedRange,
 } from './address.js';
+import {
+  address6Of,
+  formatIpv6,
+  formatSubnet6,
+  hasRoomFor,
+  overlaps6,
+  parseIfInet6,
+  parseSubnet6,
+  type Subnet6,
+} from './address6.js';
 import { attempt, attemptUnlessGone, errnoOf, type InterfaceCounters, nativeNetwork } from './native.js';
 
-const BRIDGE_NAME_DEFAULT = 'shadowvm0';
-const SUBNET_DEFAULT = '10.213.0.0/24';
+export const BRIDGE_NAME_DEFAULT = 'shadowvm0';
+export const SUBNET_DEFAULT = '10.213.0.0/24';
 
 export interface NetworkOptions {
   /** Of the manager that owns the interfaces: stateTag(stateDir). */
@@ -38,6 +48,15 @@ export interface NetworkOptions {
   bridge?: string | undefined;
   /** "10.213.0.0/24", /8 to /29. The host takes the first address. */
   subnet?: string | undefined;
+  /** "fd00:1::/64", with room for the other; each guest has the same place in both. Without it, IPv4 only. */
+  subnet6?: string | null | undefined;
+}
+
+/** Where a guest is to be found. */
+export interface GuestAddresses {
+  mac: string;
+  address: string;
+  address6: string | null;
 }
 
 export class Network {
@@ -45,13 +64,29 @@ export class Network {
   readonly subnet: Subnet;
   /** The host's address on the bridge: the guests' gateway. */
   readonly hostAddress: string;
+  readonly subnet6: Subnet6 | null;
+  readonly hostAddress6: string | null;
   readonly #stateTag: string;
 
-  private constructor(stateTag: string, bridge: string, subnet: Subnet) {
+  private constructor(stateTag: string, bridge: string, subnet: Subnet, subnet6: Subnet6 | null) {
     this.#stateTag = stateTag;
     this.bridge = bridge;
     this.subnet = subnet;
     this.hostAddress = hostAddress(subnet);
+    this.subnet6 = subnet6;
+    this.hostAddress6 = this.address6Of(this.hostAddress);
+  }
+
+  /** The IPv6 address that belongs to an IPv4 one of this network; null without an IPv6 subnet. */
+  address6Of(address: string): string | null {
+    return this.subnet6 === null ? null : address6Of(this.subnet6, this.subnet, address);
+  }
+
+  /** The host's addresses in a network of these subnets. @throws INVALID_ARGUMENT */
+  static describe(text: string, text6: string | null): { hostAddress: string; hostAddress6: string | null } {
+    const { subnet, subnet6 } = parseSubnets(text, text6);
+    const address = hostAddress(subnet);
+    return { hostAddress: address, hostAddress6: subnet6 === null ? null : address6Of(subnet6, subnet, address) };
   }
 
   /**
@@ -61,7 +96,7 @@ export class Network {
    */
   static open(options: NetworkOptions): Network {
     const bridge = options.bridge ?? BRIDGE_NAME_DEFAULT;
-    const subnet = parseSubnet(options.subnet ?? SUBNET_DEFAULT);
+    const { subnet, subnet6 } = parseSubnets(options.subnet ?? SUBNET_DEFAULT, options.subnet6 ?? null);
     requireInterfaceName(bridge);
     const native = nativeNetwork();
     const attempted = 'set up the bridge';
@@ -74,7 +109,8 @@ export class Network {
         remedy: 'Give this manager another bridge name and subnet, or delete the interface if it is not needed',
       });
     requireFreeSubnet(subnet, bridge);
-    const network = new Network(options.stateTag, bridge, subnet);
+    if (subnet6 !== null) requireFreeSubnet6(subnet6, bridge);
+    const network = new Network(options.stateTag, bridge, subnet, subnet6);
     if (!exists) attempt(attempted, bridge, () => native.createBridge(bridge));
     try {
       attempt(attempted, bridge, () => {
@@ -98,7 +134,11 @@ export class Network {
     // it reports its groups again.
     for (const setting of ['stp_state', 'forward_delay', 'multicast_snooping'])
       writeFileSync(`/sys/class/net/${this.bridge}/bridge/${setting}`, '0');
-    silenceIpv6(this.bridge);
+    if (this.subnet6 === null || this.hostAddress6 === null) silenceIpv6(this.bridge);
+    else {
+      restrainIpv6(this.bridge);
+      native.setAddress(this.bridge, this.hostAddress6, this.subnet6.prefixLength);
+    }
     native.setAddress(this.bridge, this.hostAddress, this.subnet.prefixLength);
     native.setUp(this.bridge, true);
   }
@@ -138,12 +178,12 @@ export class Network {
 
   /**
    * Lets traffic flow: the tap goes up, the bridge and the host learn where the guest is, and everybody on the bridge
-   * gets a gratuitous ARP. A tap that was cut or severed before is connected again.
+   * gets a gratuitous ARP and its like of IPv6. A tap that was cut or severed before is connected again.
    * @param guest null: for a guest whose addresses are not known; the tap only forwards
    * @returns whether the port forwards already; false when no QEMU is attached
    * @throws NOT_ROOT, NETWORK_FAILED
    */
-  connectTap(tap: string, guest: { mac: string; address: string } | null): boolean {
+  connectTap(tap: string, guest: GuestAddresses | null): boolean {
     const native = nativeNetwork();
     return attempt('connect the tap', tap, () => {
       try {
@@ -158,8 +198,11 @@ export class Network {
       native.setUp(this.bridge, true);
       if (guest !== null) {
         native.learnAddress(tap, guest.mac);
-        native.setNeighbour(this.bridge, guest.address, guest.mac);
-        native.announce(this.bridge, guest.mac, guest.address);
+        for (const address of [guest.address, guest.address6]) {
+          if (address === null) continue;
+          native.setNeighbour(this.bridge, address, guest.mac);
+          native.announce(this.bridge, guest.mac, address);
+        }
       }
       return forwards;
     });
@@ -202,6 +245,11 @@ export class Network {
   allCounters(): Record<string, InterfaceCounters> {
     const prefix = tapPrefix(this.#stateTag);
     return attempt('read the counters', `${prefix}*`, () => nativeNetwork().countersByName(prefix));
+  }
+
+  /** Safe on one that is gone. @throws NOT_ROOT, NETWORK_FAILED */
+  deleteBridge(): void {
+    attemptUnlessGone('delete the bridge', this.bridge, ['ENODEV'], () => nativeNetwork().deleteBridge(this.bridge));
   }
 
   /** Takes away the bridge and every tap of this manager. @returns the names of what was deleted */
@@ -297,6 +345,43 @@ function requireFreeSubnet(subnet: Subnet, bridge: string): void {
   });
 }
 
+/** Both subnets of a network, each sound and the second with room for the first. @throws INVALID_ARGUMENT */
+export function parseSubnets(text: string, text6: string | null): { subnet: Subnet; subnet6: Subnet6 | null } {
+  const subnet = parseSubnet(text);
+  const subnet6 = text6 === null ? null : parseSubnet6(text6);
+  if (subnet6 === null || hasRoomFor(subnet6, subnet)) return { subnet, subnet6 };
+  throw new ShadowVmError('INVALID_ARGUMENT', {
+    attempted: 'read the subnets of the network',
+    subject: `${formatSubnet(subnet)}, ${formatSubnet6(subnet6)}`,
+    reason: 'the IPv6 subnet is smaller than the IPv4 one, and each guest has the same place in both',
+    remedy: `Use one of /${96 + subnet.prefixLength} or larger, such as ${formatIpv6(subnet6.base)}/64`,
+  });
+}
+
+/** @throws NETWORK_CONFLICT when an address of the host, other than the bridge's own, overlaps */
+function requireFreeSubnet6(subnet6: Subnet6, bridge: string): void {
+  let table: string;
+  try {
+    table = readFileSync('/proc/net/if_inet6', 'utf8');
+  } catch (error) {
+    throw new ShadowVmError('NETWORK_FAILED', {
+      attempted: 'set up the bridge',
+      subject: `${bridge}, ${formatSubnet6(subnet6)}`,
+      reason: 'the kernel has no IPv6',
+      remedy: 'Leave the IPv6 subnet out, or start the kernel without ipv6.disable=1',
+      cause: error,
+    });
+  }
+  const conflict = parseIfInet6(table).find((used) => used.device !== bridge && overlaps6(subnet6, used));
+  if (conflict === undefined) return;
+  throw new ShadowVmError('NETWORK_CONFLICT', {
+    attempted: 'set up the bridge',
+    subject: `${bridge}, ${formatSubnet6(subnet6)}`,
+    reason: `the host has ${formatIpv6(conflict.base)}/${conflict.prefixLength} on ${conflict.device}`,
+    remedy: 'Use an IPv6 subnet that this host does not use',
+  });
+}
+
 // ---- The mark of ownership ----
 
 const aliasPath = (name: string): string => `/sys/class/net/${name}/ifalias`;
@@ -337,6 +422,18 @@ function silenceIpv6(name: string): void {
     // ENOENT: this kernel has no IPv6. EROFS: a container's /proc; the chatter stays, everything works.
     if (!['ENOENT', 'EROFS'].includes(errnoOf(error) ?? '')) throw error;
   }
+}
+
+/** IPv6 with our address only: guests can not configure the host, and no address waits for its duplicate to answer. */
+function restrainIpv6(name: string): void {
+  for (const [setting, value] of [
+    ['accept_ra', '0'],
+    ['accept_redirects', '0'],
+    ['autoconf', '0'],
+    ['accept_dad', '0'],
+    ['disable_ipv6', '0'],
+  ])
+    writeFileSync(`/proc/sys/net/ipv6/conf/${name}/${setting}`, value as string);
 }
 
 /** For undoing on the way out of a failure, which is what gets reported. */

@@ -100,7 +100,7 @@ describe('an agent', () => {
     await expect.poll(() => agent.beats).toBe(3);
     expect(apps).toEqual(['a', 'b', 'c']);
     expect(agent.last).toMatchObject({ count: 3, app: 'c' });
-    expect(agent.firstBeatAtNs! < agent.last!.atNs).toBe(true);
+    expect(agent.firstSignAtNs! < agent.last!.atNs).toBe(true);
     expect(agent.bye).toBeNull();
     guest.write('bye reboot\n');
     await expect.poll(() => agent.bye).toBe('reboot');

@@ -45,6 +45,8 @@ export interface GuestIdentity {
   /** "10.213.0.2/24" */
   address: string | null;
   gateway: string | null;
+  address6: string | null;
+  gateway6: string | null;
   /** Random bytes, at most 64: two guests from one snapshot must not draw the same numbers. */
   seed: Buffer;
   wallClockMs: number;
@@ -74,8 +76,8 @@ export class GuestAgent {
   private readonly execs = new Map<number, { resolve: (code: number) => void; reject: (e: ShadowVmError) => void }>();
   private closed = false;
   last: Beat | null = null;
-  /** When the first heartbeat of this QEMU came, CLOCK_MONOTONIC ns. */
-  firstBeatAtNs: bigint | null = null;
+  /** When the first sign of life of this QEMU's guest came, a heartbeat or the answer to a ping: CLOCK_MONOTONIC ns. */
+  firstSignAtNs: bigint | null = null;
   beats = 0;
   /** Set when the guest announced a shutdown of its own will. */
   bye: 'poweroff' | 'reboot' | null = null;
@@ -92,7 +94,7 @@ export class GuestAgent {
     this.socket.on('close', () => this.close());
   }
 
-  /** Asks for a heartbeat at once. */
+  /** Asks for a sign of life at once. */
   ping(): void {
     this.socket.write('ping\n');
   }
@@ -104,8 +106,9 @@ export class GuestAgent {
 
   /** Makes somebody else of a guest that woke up from another one's memory. @throws GUEST_REFUSED, VM_NOT_RUNNING */
   async identify(identity: GuestIdentity): Promise<void> {
-    const { hostname, mac, address, gateway, seed, wallClockMs } = identity;
+    const { hostname, mac, address, gateway, address6, gateway6, seed, wallClockMs } = identity;
     const words = [hostname, mac ?? '-', address ?? '-', gateway ?? '-', seed.toString('hex'), Math.round(wallClockMs)];
+    words.push(address6 ?? '-', gateway6 ?? '-');
     const code = await Promise.race([this.ask('identity', words.join(' ')), timeOut(IDENTITY_TIMEOUT_MS)]);
     if (code === 0) return;
     throw new ShadowVmError('GUEST_REFUSED', {
@@ -188,9 +191,9 @@ export class GuestAgent {
 
   private readLine(line: string, atNs: bigint): void {
     const beat = parseBeat(line, atNs);
+    if (beat !== null || line === 'pong') this.firstSignAtNs ??= atNs;
     if (beat !== null) {
       this.last = beat;
-      this.firstBeatAtNs ??= atNs;
       this.beats++;
       this.onBeat?.(beat);
       return;

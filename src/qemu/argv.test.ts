@@ -8,6 +8,7 @@ const tap: NetworkAttachment = {
   address: '10.213.0.2',
   prefixLength: 24,
   gateway: '10.213.0.1',
+  ipv6: null,
 };
 
 function shape(changes: Partial<QemuShape> = {}): QemuShape {
@@ -41,6 +42,13 @@ describe('network', () => {
     expect(kernelWords(argv)).toEqual(
       expect.arrayContaining(['shadowvm.ip=10.213.0.2/24', 'shadowvm.gw=10.213.0.1', 'shadowvm.host=web']),
     );
+  });
+
+  test('IPv6 is told to the guest where the network has it', () => {
+    const ipv6 = { address: 'fd00:1::2', prefixLength: 64, gateway: 'fd00:1::1' };
+    const argv = qemuArgv(shape({ network: { ...tap, ipv6 } }));
+    expect(kernelWords(argv)).toEqual(expect.arrayContaining(['shadowvm.ip6=fd00:1::2/64', 'shadowvm.gw6=fd00:1::1']));
+    expect(kernelWords(qemuArgv(shape({ network: tap }))).some((word) => word.includes('ip6'))).toBe(false);
   });
 
   test('user mode publishes on the host’s own address only', () => {

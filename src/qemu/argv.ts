@@ -14,8 +14,16 @@ export const HEARTBEAT_PORT = 'org.shadowvm.heartbeat';
 
 export type NetworkAttachment =
   | { mode: 'none' }
-  /** address: null for a guest that is told later who it is. */
-  | { mode: 'tap'; tap: string; mac: string; address: string | null; prefixLength: number; gateway: string }
+  | {
+      mode: 'tap';
+      tap: string;
+      mac: string;
+      /** null for a guest that is told later who it is. */
+      address: string | null;
+      prefixLength: number;
+      gateway: string;
+      ipv6: { address: string; prefixLength: number; gateway: string } | null;
+    }
   | { mode: 'user'; mac: string; publish: VmSpec['publish'] };
 
 export interface Kernel {
@@ -109,6 +117,10 @@ function kernelArguments(shape: QemuShape): string {
   const { network } = shape;
   if (network.mode === 'tap' && network.address !== null)
     words.push(`shadowvm.ip=${network.address}/${network.prefixLength}`, `shadowvm.gw=${network.gateway}`);
+  if (network.mode === 'tap' && network.ipv6 !== null) {
+    const { address, prefixLength, gateway } = network.ipv6;
+    words.push(`shadowvm.ip6=${address}/${prefixLength}`, `shadowvm.gw6=${gateway}`);
+  }
   if (network.mode === 'user') words.push('shadowvm.ip=10.0.2.15/24', 'shadowvm.gw=10.0.2.2');
   return words.join(' ');
 }

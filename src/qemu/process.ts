@@ -326,18 +326,30 @@ export class QemuProcess {
   }
 
   /**
-   * Serves the RAM of a lazy QEMU from now on, and fills it behind; `first` comes first.
+   * Serves the RAM of a lazy QEMU from now on, and fills it behind; the hot pages come first.
    * @throws native failures (ERR_NOT_LAZY, ERR_SIZE)
    */
-  fillFrom(source: PageSource, first: Uint32Array, onTrouble: (page: number, why: string) => void): void {
+  fillFrom(source: PageSource, hotPath: string, onTrouble: (page: number, why: string) => void): void {
     const { control, pid, ram } = this;
     this.pager = new Pager({ control, pid, ram, source, onTrouble: ({ page, message }) => onTrouble(page, message) });
     // Its end by the end of this QEMU is no news, and trouble is told by itself.
-    this.filled = this.pager.start(first).then(
+    this.filled = this.pager.start(hotPath).then(
       () => true,
       () => false,
     );
   }
+  /** Writes what this awakening needed into files that the next ones are filled from first. Ends before dispose() does. */
+  keepHot(paths: string[]): Promise<void> {
+    const { pager } = this;
+    if (pager === null || this.released) return Promise.resolve();
+    const pages = pager.needed();
+    const kept = (async () => {
+      for (const each of paths) if (!this.released) await pager.keepHot(each, pages);
+    })();
+    this.keeping = kept.catch(() => {}); // told to who asked for it
+    return kept;
+  }
+  private keeping: Promise<void> = Promise.resolve();
   /** When its start began, CLOCK_MONOTONIC ms; that of its adoption for one that another manager started. */
   launchedAtMs = monotonicMs();
   /** What fills the RAM, or has filled it; null for a QEMU whose RAM was there from the start. */
@@ -371,6 +383,7 @@ export class QemuProcess {
     await this.exited;
     clearInterval(alive);
     if (!this.release()) return;
+    await this.keeping;
     for (const socketPath of this.socketPaths) fs.rmSync(socketPath, { force: true });
   }
 

@@ -11,6 +11,7 @@ const calm: Observation = {
   qmpUnansweredSinceMs: null,
   processState: 'S',
   excusedMs: 0,
+  probeFailure: null,
 };
 const silentFor = (ms: number, more: Partial<Observation> = {}): Observation => ({
   ...calm,
@@ -40,6 +41,15 @@ describe('failure detector', () => {
 
   it('takes long silence of the guest alone for a hung kernel', () => {
     expect(judge(silentFor(DETECTOR_LIMITS.guestHungAfterMs + 1))).toMatchObject({ kind: 'dead', cause: 'guest-hung' });
+  });
+
+  it('believes the probes of a guest that beats, and rather what it sees itself of one that does not', () => {
+    const probeFailure = 'the probe tcp:80 failed 3 times in a row';
+    expect(judge({ ...calm, probeFailure })).toEqual({ kind: 'dead', cause: 'probe-failed', evidence: probeFailure });
+    expect(judge({ ...calm, lastBeatMs: null, probeFailure })).toMatchObject({ cause: 'probe-failed' });
+    expect(judge(silentFor(250, { probeFailure }))).toMatchObject({ cause: 'probe-failed' });
+    expect(judge(silentFor(250, { probeFailure, processState: 'T' }))).toMatchObject({ cause: 'process-stopped' });
+    expect(judge({ ...calm, probeFailure, processDied: true })).toMatchObject({ cause: 'process-died' });
   });
 
   it('concludes nothing from the silence of a guest that never spoke', () => {

@@ -1,7 +1,8 @@
 /**
  * Is the VM dead? A pure function of what was observed and when; whoever observes passes the time in.
  *
- * Certain signs (the kernel's word that the process died, a reset that the guest did not announce) decide at once.
+ * Certain signs (the kernel's word that the process died, a reset that the guest did not announce) decide at once, and so
+ * do the user's own probes, which have counted their failures themselves (probe.ts).
  * Silence only decides when it can not be explained: time in which the guest stood still for an epoch, in which QEMU
  * waited for a CPU, or in which the manager itself did not run, is no silence of the guest's. Unknown is not dead: a
  * promotion that was not needed rolls the guest back for nothing.
@@ -23,6 +24,8 @@ export interface Observation {
   processState: string | null;
   /** Of the time since the last heartbeat: how much is explained (see above). */
   excusedMs: number;
+  /** What the user's probes of a guest that had been well say, when they say that it is not; else null. */
+  probeFailure: string | null;
 }
 
 export type DeathCause =
@@ -31,7 +34,8 @@ export type DeathCause =
   | 'guest-reset'
   | 'process-stopped'
   | 'qemu-hung'
-  | 'guest-hung';
+  | 'guest-hung'
+  | 'probe-failed';
 
 export type Verdict =
   | { kind: 'alive' }
@@ -66,9 +70,12 @@ export function judge(seen: Observation, limits: DetectorLimits = DETECTOR_LIMIT
     return { kind: 'dead', cause: 'guest-reset', evidence: 'the guest reset itself without announcing it (a panic)' };
   if (seen.monitorEnded)
     return { kind: 'dead', cause: 'monitor-ended', evidence: 'the monitor connection ended, QEMU is exiting' };
-  if (seen.lastBeatMs === null) return { kind: 'alive' };
+  // The last word, after what is seen of the process and its heartbeats: those tell more of what is wrong.
+  const probed: Verdict | null =
+    seen.probeFailure === null ? null : { kind: 'dead', cause: 'probe-failed', evidence: seen.probeFailure };
+  if (seen.lastBeatMs === null) return probed ?? { kind: 'alive' };
   const silentMs = seen.nowMs - seen.lastBeatMs - seen.excusedMs;
-  if (silentMs < limits.suspectAfterMs) return { kind: 'alive' };
+  if (silentMs < limits.suspectAfterMs) return probed ?? { kind: 'alive' };
   const silence = `no heartbeat for ${Math.round(silentMs)} ms`;
   if (seen.processState === 'T' || seen.processState === 't')
     return { kind: 'dead', cause: 'process-stopped', evidence: `${silence}, and QEMU's process is stopped` };
@@ -85,5 +92,5 @@ export function judge(seen: Observation, limits: DetectorLimits = DETECTOR_LIMIT
       cause: 'guest-hung',
       evidence: `${silence} from a guest that had its CPU, and QEMU answers`,
     };
-  return { kind: 'suspect', silentMs };
+  return probed ?? { kind: 'suspect', silentMs };
 }

@@ -4,6 +4,8 @@ import { readFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { QemuProcess } from '../qemu/process.js';
 import type { QmpEvent } from '../qemu/qmp.js';
+import { probeSchema } from '../vm/probe.js';
+import type { ProbeOutcome } from './probe-call.js';
 import { type Death, FailureWatch, longestWaitMs } from './watch.js';
 
 const TICK_MS = 20;
@@ -43,10 +45,14 @@ function block(ms: number): void {
 
 const loopTurns = () => new Promise((resolve) => setTimeout(resolve, 5));
 
-function watched(
-  pausedTotalMs: () => number = () => 0,
-  options: { promoted?: boolean; canTakeOver?: boolean; hasDied?: boolean } = {},
-) {
+interface Options {
+  promoted?: boolean;
+  canTakeOver?: boolean;
+  hasDied?: boolean;
+  probe?: () => Promise<ProbeOutcome>;
+}
+
+function watched(pausedTotalMs: () => number = () => 0, options: Options = {}) {
   let tellDeath!: (atNs: bigint) => void;
   let endMonitor!: (reason: unknown) => void;
   let answer!: () => void;
@@ -80,6 +86,7 @@ function watched(
   const shutdowns: string[] = [];
   const suspicions: number[] = [];
   const hangs: string[] = [];
+  const healths: string[] = [];
   const watch = new FailureWatch({
     primary: primary as unknown as QemuProcess,
     promoted: options.promoted ?? false,
@@ -89,6 +96,15 @@ function watched(
     onDeath: (death) => deaths.push(death),
     onShutdown: (how) => shutdowns.push(how),
     onSuspicion: (silentMs) => suspicions.push(silentMs),
+    ...(options.probe === undefined
+      ? {}
+      : {
+          probes: {
+            declared: [probeSchema.parse({ check: { kind: 'tcp', port: 80 }, periodMs: 200, timeoutMs: 100 })],
+            call: options.probe,
+            onHealth: (_probe, health) => healths.push(health),
+          },
+        }),
   });
   const beat = () => {
     agent.beats++;
@@ -98,7 +114,7 @@ function watched(
     for (const listener of [...listeners]) listener(event);
   };
   return {
-    ...{ watch, agent, deaths, hangs, shutdowns, suspicions, asked, beat, say },
+    ...{ watch, agent, deaths, hangs, healths, shutdowns, suspicions, asked, beat, say },
     tellDeath: () => tellDeath(0n),
     endMonitor: () => endMonitor(null),
     answer: () => answer(),
@@ -360,5 +376,83 @@ describe('excuses', () => {
     expect(longestWaitMs(main('R', 50), main('R', 450), 400)).toBe(0);
     expect(longestWaitMs(main('R', 50), main('S', 60), 400)).toBe(0);
     expect(longestWaitMs(main('R', 50), main('T', 60), 400)).toBe(0);
+  });
+});
+
+describe('probes', () => {
+  const answers = () => {
+    let outcome: ProbeOutcome | null = { kind: 'succeeded' };
+    return {
+      call: (): Promise<ProbeOutcome> => (outcome === null ? new Promise(() => {}) : Promise.resolve(outcome)),
+      set: (next: ProbeOutcome | null) => {
+        outcome = next;
+      },
+    };
+  };
+  /** As `pass`, with time for results to arrive, in a guest that beats. */
+  async function live(vm: ReturnType<typeof watched>, ms: number): Promise<void> {
+    for (let passed = 0; passed < ms; passed += TICK_MS) {
+      pass(TICK_MS, vm.beat);
+      await Promise.resolve();
+      await Promise.resolve();
+    }
+  }
+  const refused: ProbeOutcome = { kind: 'failed', reason: 'refused' };
+
+  test('that fail three times in a row are the guest’s failure, though it beats', async () => {
+    const { call, set } = answers();
+    const vm = watched(() => 0, { probe: call });
+    await live(vm, 1000);
+    set(refused);
+    await live(vm, 380);
+    expect([vm.healths, vm.deaths]).toEqual([['well', 'failing'], []]);
+    await live(vm, 200);
+    expect(vm.healths).toEqual(['well', 'failing', 'failed']);
+    expect(vm.deaths).toEqual([
+      {
+        cause: 'probe-failed',
+        evidence: 'the probe tcp:80 failed 3 times in a row: refused',
+        decidedAtNs: expect.any(BigInt),
+        wellAtMs: expect.any(Number),
+      },
+    ]);
+  });
+
+  test('that never succeeded say nothing', async () => {
+    const vm = watched(() => 0, { probe: () => Promise.resolve(refused) });
+    await live(vm, 5000);
+    expect([vm.healths, vm.deaths, vm.watch.probes()[0]?.health]).toEqual([[], [], 'unproven']);
+  });
+
+  test('are told once while nothing could take over, and again after they were well', async () => {
+    const { call, set } = answers();
+    const vm = watched(() => 0, { probe: call, canTakeOver: false });
+    await live(vm, 300);
+    set(null);
+    await live(vm, 3000);
+    expect([vm.deaths, vm.hangs]).toEqual([[], [expect.stringContaining('no answer within 100 ms')]]);
+    set({ kind: 'succeeded' });
+    await live(vm, 500);
+    set(refused);
+    await live(vm, 1000);
+    expect([vm.deaths, vm.hangs.length]).toEqual([[], 2]);
+  });
+
+  test('without an answer are excused by pauses and by a manager that stood still', async () => {
+    const { call, set } = answers();
+    let pausedMs = 0;
+    const vm = watched(() => pausedMs, { probe: call });
+    await live(vm, 300);
+    set(null);
+    for (let round = 0; round < 100; round++) {
+      pausedMs += TICK_MS;
+      await live(vm, TICK_MS);
+    }
+    expect(vm.healths).toEqual(['well']);
+    block(2000);
+    vm.beat();
+    expect(vm.healths).toEqual(['well']);
+    await live(vm, 200);
+    expect(vm.healths).toEqual(['well', 'failing']);
   });
 });

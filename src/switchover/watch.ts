@@ -4,13 +4,17 @@ import fs from 'node:fs';
 import { monotonicMs } from '../clock.js';
 import { processState } from '../host/process-stat.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { Probe, ProbeView } from '../vm/probe.js';
 import { DETECTOR_LIMITS, type DeathCause, judge } from './detector.js';
+import { Prober, type ProberOptions } from './prober.js';
 
 export interface Death {
   cause: DeathCause;
   evidence: string;
   /** CLOCK_MONOTONIC ns of the decision. */
   decidedAtNs: bigint;
+  /** Where its probes told of it: when they last found the guest well. Epochs since then may hold the failure. */
+  wellAtMs?: number | null;
 }
 
 export interface FailureWatchOptions {
@@ -28,6 +32,12 @@ export interface FailureWatchOptions {
   onShutdown: (how: 'poweroff' | 'reboot') => void;
   /** Silence began or ended without a death: for the event log. */
   onSuspicion?: (silentMs: number) => void;
+  /** What the user declared to be asked of the guest, and how. */
+  probes?: {
+    declared: readonly Probe[];
+    call: ProberOptions['call'];
+    onHealth: ProberOptions['onHealth'];
+  };
 }
 
 const TICK_MS = 20;
@@ -36,7 +46,7 @@ const LATE_TICK_MS = 20;
 /** Silence from which on QEMU's waiting for a CPU is measured; before that it could not matter. */
 const MEASURE_AFTER_MS = 100;
 
-const HANGS: ReadonlySet<DeathCause> = new Set(['process-stopped', 'qemu-hung', 'guest-hung']);
+const HANGS: ReadonlySet<DeathCause> = new Set(['process-stopped', 'qemu-hung', 'guest-hung', 'probe-failed']);
 
 export class FailureWatch {
   private readonly timer: NodeJS.Timeout;
@@ -49,7 +59,9 @@ export class FailureWatch {
   private askedAtMs: number | null = null;
   private ended = false;
   private suspected = false;
-  private hangTold = false;
+  /** Hangs that were told and go on. */
+  private readonly told = new Set<DeathCause>();
+  private readonly prober: Prober;
   /** Baselines at the last beat (late time, pauses) and at the begin of the measured silence (waiting for CPUs). */
   private beats = 0;
   private lateAtBeatMs = 0;
@@ -60,6 +72,13 @@ export class FailureWatch {
   constructor(private readonly options: FailureWatchOptions) {
     const { primary } = options;
     if (options.promoted) this.lastBeatMs = monotonicMs();
+    this.prober = new Prober({
+      probes: options.probes?.declared ?? [],
+      call: options.probes?.call ?? (() => Promise.resolve({ kind: 'unknown' })),
+      onHealth: options.probes?.onHealth ?? (() => {}),
+      nowMs: monotonicMs,
+      excuses: () => this.excuses(),
+    });
     void primary.died.then(() => {
       // What QEMU last said is in our sockets already, and tells whether its guest reset it. One turn of the loop, well
       // below a millisecond, and it has been read.
@@ -96,6 +115,11 @@ export class FailureWatch {
     this.ended = true;
     clearInterval(this.timer);
     this.offEvents();
+    this.prober.close();
+  }
+
+  probes(): ProbeView[] {
+    return this.prober.views();
   }
 
   private endWithShutdown(how: 'poweroff' | 'reboot'): void {
@@ -109,6 +133,10 @@ export class FailureWatch {
     const lateMs = nowMs - this.lastTickMs - TICK_MS;
     if (lateMs > LATE_TICK_MS) this.lateMs += lateMs;
     this.lastTickMs = nowMs;
+    this.prober.tick();
+    // A guest that beats can fail its probes.
+    if (this.prober.failure === null) this.told.delete('probe-failed');
+    else this.conclude();
     const { agent } = this.options.primary;
     if (agent.beats !== this.beats) {
       this.beats = agent.beats;
@@ -118,7 +146,7 @@ export class FailureWatch {
       this.threadsAtSilence = null;
       if (this.suspected) this.options.onSuspicion?.(0);
       this.suspected = false;
-      this.hangTold = false;
+      for (const cause of this.told) if (cause !== 'probe-failed') this.told.delete(cause);
       return;
     }
     if (this.lastBeatMs === null || nowMs - this.lastBeatMs < MEASURE_AFTER_MS) return;
@@ -136,6 +164,7 @@ export class FailureWatch {
       this.endWithShutdown(primary.agent.bye);
       return;
     }
+    const { failure } = this.prober;
     const verdict = judge({
       nowMs,
       processDied: this.processDied,
@@ -145,6 +174,7 @@ export class FailureWatch {
       qmpUnansweredSinceMs: this.askedAtMs,
       processState: silent ? processState(primary.pid) : null,
       excusedMs: silent ? this.excusedMs() : 0,
+      probeFailure: failure?.evidence ?? null,
     });
     switch (verdict.kind) {
       case 'alive':
@@ -157,14 +187,18 @@ export class FailureWatch {
       case 'dead': {
         // The process lives: to end it with nothing in its place would make of a hang a death.
         if (HANGS.has(verdict.cause) && !this.options.canTakeOver(verdict.cause)) {
-          if (!this.hangTold) this.options.onHang(verdict.evidence);
-          this.hangTold = true;
+          if (!this.told.has(verdict.cause)) this.options.onHang(verdict.evidence);
+          this.told.add(verdict.cause);
           this.ask(nowMs);
           return;
         }
         const decidedAtNs = process.hrtime.bigint();
         this.close();
-        this.options.onDeath({ cause: verdict.cause, evidence: verdict.evidence, decidedAtNs });
+        const { cause, evidence } = verdict;
+        this.options.onDeath({
+          ...{ cause, evidence, decidedAtNs },
+          ...(cause === 'probe-failed' ? { wellAtMs: failure?.wellAtMs ?? null } : {}),
+        });
       }
     }
   }
@@ -179,6 +213,21 @@ export class FailureWatch {
     const pausedSinceBeatMs = Math.max(0, pausedTotalMs() - this.pausedAtBeatMs);
     const pausedMs = Math.min(pausedSinceBeatMs, DETECTOR_LIMITS.suspectAfterMs / 2);
     return this.lateMs - this.lateAtBeatMs + pausedMs + waitedMs;
+  }
+
+  /** From now on: what explains that the guest answers later, or not. */
+  private excuses(): () => number {
+    const { primary, pausedTotalMs } = this.options;
+    const begin = {
+      atMs: monotonicMs(),
+      lateMs: this.lateMs,
+      pausedMs: pausedTotalMs(),
+      threads: readThreads(primary.pid),
+    };
+    return () => {
+      const waitedMs = longestWaitMs(begin.threads, readThreads(primary.pid), monotonicMs() - begin.atMs);
+      return this.lateMs - begin.lateMs + Math.max(0, pausedTotalMs() - begin.pausedMs) + waitedMs;
+    };
   }
 
   private ask(nowMs: number): void {

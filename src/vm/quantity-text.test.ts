@@ -1,6 +1,14 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { formatBytesExact, formatDurationExact, parseBytes, parseDurationMs, parseShare } from './quantity-text.js';
+import {
+  formatBitsPerSecond,
+  formatBytesExact,
+  formatDurationExact,
+  parseBitsPerSecond,
+  parseBytes,
+  parseDurationMs,
+  parseShare,
+} from './quantity-text.js';
 
 describe('sizes', () => {
   test.each([
@@ -74,5 +82,23 @@ describe('shares', () => {
     ['x%', 'it is not a percentage'],
   ])('%j is refused: %s', (text, reason) =>
     expect(() => parseShare(text, 'it')).toThrow(expect.objectContaining({ reason })),
+  );
+});
+
+describe('bandwidths', () => {
+  test.each([
+    ['100M', 100_000_000],
+    ['100Mbit', 100_000_000],
+    ['1.5G', 1_500_000_000],
+    ['64K', 64_000],
+  ])('%s', (text, bits) => {
+    expect(parseBitsPerSecond(text, 'the bandwidth')).toBe(bits);
+    expect(parseBitsPerSecond(formatBitsPerSecond(bits), 'the bandwidth')).toBe(bits);
+  });
+
+  test.each(['', '100', '100MB', '100m', '-1M', '1e3M'])('%j is refused', (text) =>
+    expect(() => parseBitsPerSecond(text, 'the bandwidth')).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
+    ),
   );
 });

@@ -13,6 +13,9 @@ const BINARY_UNIT_BYTES: Record<string, number> = {
   GiB: 1024 ** 3,
 };
 
+/** Of networks, in powers of 1000 as everywhere there. */
+const RATE_UNIT_BITS: Record<string, number> = { K: 1e3, M: 1e6, G: 1e9, Kbit: 1e3, Mbit: 1e6, Gbit: 1e9 };
+
 const DURATION_UNIT_MS: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 };
 
 export function malformed(what: string, text: string, reason: string, remedy: string): ShadowVmError {
@@ -48,6 +51,23 @@ export function formatBytesExact(bytes: number): string {
     if (bytes > 0 && bytes % unitBytes === 0) return `${bytes / unitBytes}${unit}`;
   }
   return String(bytes);
+}
+
+/** Bits per second from `100M`, `1.5G`, `100Mbit`. @throws INVALID_ARGUMENT */
+export function parseBitsPerSecond(text: string, what: string): number {
+  const remedy = 'Write a number and K, M or G bits per second (powers of 1000), such as 100M';
+  const parts = split(text);
+  if (parts === undefined) throw malformed(what, text, 'it is not a rate', remedy);
+  if (parts.unit === '') throw malformed(what, text, 'it has no unit', remedy);
+  const unitBits = RATE_UNIT_BITS[parts.unit];
+  if (unitBits === undefined) throw malformed(what, text, `"${parts.unit}" is not a unit of bits per second`, remedy);
+  return Math.round(parts.value * unitBits);
+}
+
+/** The shortest exact text that `parseBitsPerSecond` reads back. */
+export function formatBitsPerSecond(bits: number): string {
+  const unit = ['G', 'M'].find((name) => bits % RATE_UNIT_BITS[name]! === 0) ?? 'K';
+  return `${bits / RATE_UNIT_BITS[unit]!}${unit}`;
 }
 
 /** Whole milliseconds from `500ms`, `1.5s`, `2m`, `1h`. @throws INVALID_ARGUMENT */

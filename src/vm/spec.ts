@@ -1,5 +1,7 @@
 /** What a user declares about a VM. One schema for the API, the CLI and the state files. */
 import { z } from 'zod';
+import { DEFAULT_NETWORK, networkNameSchema } from './network.js';
+import { probeSchema } from './probe.js';
 
 export const MIB = 1024 * 1024;
 export const RAM_BYTES_MIN = 64 * MIB;
@@ -127,7 +129,12 @@ export const allocationSchema = z.object({
 export type AllocationSpec = z.infer<typeof allocationSchema>;
 
 const RAM_TOLD = `a VM has ${RAM_BYTES_MIN} to ${RAM_BYTES_MAX} bytes of RAM (${RAM_BYTES_MIN / MIB} MiB to ${RAM_BYTES_MAX / MIB / 1024} GiB), in whole MiB`;
+/** 4 GiB/s is the most that the kernel's plain rates can say. */
+const BANDWIDTH_MIN = 64_000;
+const BANDWIDTH_MAX = 32_000_000_000;
+const BANDWIDTH_TOLD = 'a bandwidth is 64000 to 32000000000 bits per second (64K to 32G)';
 const PUBLISH_MAX = 32;
+const PROBES_MAX = 8;
 const portSchema = wholeNumber(1, 65_535, 'a port is 1 to 65535');
 
 export const vmSpecSchema = z.object({
@@ -139,15 +146,24 @@ export const vmSpecSchema = z.object({
   vcpus: wholeNumber(1, VCPUS_MAX, `a VM has 1 to ${VCPUS_MAX} vCPUs`).default(1),
   /** auto: a tap where taps are permitted, else QEMU's user-mode network. */
   network: z.enum(['auto', 'tap', 'user', 'none']).default('auto'),
-  /** Host port → guest port; user-mode network only (on a tap the guest has an address of its own). */
+  /** The network that its tap is on: the default one, or one that was declared. */
+  net: networkNameSchema.default(DEFAULT_NETWORK),
+  /** In each direction, tap only. null: no limit. */
+  bandwidthBitsPerSecond: wholeNumber(BANDWIDTH_MIN, BANDWIDTH_MAX, BANDWIDTH_TOLD).nullable().default(null),
+  /** Host port → guest port, TCP. On a tap on all addresses of the host, in user mode on 127.0.0.1. */
   publish: z
     .array(z.object({ hostPort: portSchema, guestPort: portSchema }))
     .max(PUBLISH_MAX, `a VM publishes at most ${PUBLISH_MAX} ports`)
+    .refine((ports) => new Set(ports.map((port) => port.hostPort)).size === ports.length, {
+      error: 'a port of the host is published once',
+    })
     .default([]),
   accelerator: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
   /** How changed pages are found: write-protection tracking, checksums alone, or the better one that works here. */
   tracking: z.enum(['auto', 'write', 'checksum']).default('auto'),
   shadow: shadowRuleSchema.default({ kind: 'manual' }),
+  /** What tells whether the guest does what it is for. One that fails is a failure of the guest. */
+  probes: z.array(probeSchema).max(PROBES_MAX, `a VM has at most ${PROBES_MAX} probes`).default([]),
   standby: standbyLevelSchema.default({ level: 'process' }),
   durability: durabilitySchema.default('interval'),
   retention: retentionSchema.default(retentionSchema.parse({})),

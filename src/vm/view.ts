@@ -1,5 +1,6 @@
 /** What the manager tells about VMs, shadows and events: the JSON of the API and of `--json`. Fields are stable. */
 import { z } from 'zod';
+import { probeViewSchema } from './probe.js';
 import { vmSpecSchema } from './spec.js';
 
 /** Where a VM is in its life. `promoting`: the shadow is taking over. `failed`: it died and nothing could take over. */
@@ -124,6 +125,8 @@ export const vmViewSchema = z.object({
   accelerator: z.enum(['kvm', 'tcg']).nullable(),
   pid: z.number().int().nullable(),
   address: z.string().nullable(),
+  /** On a network with IPv6. */
+  address6: z.string().nullable(),
   mac: z.string().nullable(),
   tap: z.string().nullable(),
   networkMode: z.enum(['tap', 'user', 'none']),
@@ -142,6 +145,8 @@ export const vmViewSchema = z.object({
     })
     .nullable(),
   usage: z.object({ cpuPercent: z.number(), memoryPercent: z.number(), networkBytesPerSecond: z.number() }).nullable(),
+  /** As they stand since the VM runs, or was promoted. */
+  probes: z.array(probeViewSchema),
   shadow: shadowViewSchema.nullable(),
   /** Of a VM that has ended: what `vm start` would wake it from. */
   snapshot: snapshotViewSchema.nullable(),

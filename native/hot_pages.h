@@ -1,0 +1,29 @@
+// The pages that a guest needs in the moment in which it wakes up, with their contents, in a file of their own. They lie
+// all over an image: to fetch each with the block that it is stored in is some hundred reads, and takes as long as the
+// awakening itself. Together they are one read.
+//
+// The file is a hint and never an authority: a page is only taken from it when it has the checksum that the source knows
+// (PageSource::Holds). One that is missing, foreign or damaged costs time.
+//
+//     "SVMHOT1\n"   u32 pages   u32 stored bytes   u32 page number [pages]   zstd frame of the contents
+#pragma once
+#include <atomic>
+#include <string>
+
+#include "page_source.h"
+
+constexpr size_t kHotPagesMax = 1536;  // 6 MiB, a few milliseconds of filling
+
+struct HotPages {
+  std::vector<uint32_t> numbers;
+  std::vector<uint8_t> contents;  // kPageBytes each, in the same order
+};
+
+// Those of the file; none when it is not there or not whole. Throws nothing but std::bad_alloc.
+HotPages ReadHotPages(const std::string& path);
+// Replaces the file at once or not at all, by what the source holds now; gives up when `stop` is set. Throws Failure.
+void WriteHotPages(const std::string& path, const PageSource& source, const std::vector<uint32_t>& numbers,
+                   const std::atomic<bool>& stop);
+// `filled` and then what was missing all the same, each once. When there are too many the oldest go: what was waited for
+// last is certainly needed.
+std::vector<uint32_t> MergeHotPages(const std::vector<uint32_t>& filled, const std::vector<uint32_t>& missed);
