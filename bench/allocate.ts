@@ -10,6 +10,7 @@ import { sleep } from '../harness/daemon.js';
 import { InProcessManager } from '../harness/in-process.js';
 import { RedisConnection } from '../harness/redis.js';
 import { VmForecasts } from '../src/forecast/outlook.js';
+import { FORECAST_METRICS } from '../src/history/metrics.js';
 import { HistoryStore } from '../src/history/store.js';
 import { MIB, type VmSpecInput } from '../src/vm/spec.js';
 import { p50, p99, round } from './statistics.js';
@@ -40,7 +41,8 @@ interface ScaleResult {
   bytesPerVm: number;
   /** One interval of all VMs and metrics, with their outlooks; extrapolated from {@link FORECAST_VMS}. */
   forecastAllMs: number;
-  forecastUsPerVmAndSample: number;
+  /** Of one metric of one VM. */
+  forecastUsPerSample: number;
   forecastKiBPerVm: number;
 }
 
@@ -51,7 +53,7 @@ const QUOTA_PERCENT = 40;
 const IDLE_PERCENT = 15;
 const COOL_DOWN_MS = 2000;
 /** A forecast needs some periods before it knows them; the others need none. */
-const LEARN_PERIODS = { fixed: 1, reactive: 1, auto: 6 };
+const LEARN_PERIODS = { fixed: 1, reactive: 1, auto: 4 };
 const MEASURED_PERIODS = 3;
 const REDIS_EVERY_MS = 50;
 const REDIS_PORT = 6379;
@@ -184,7 +186,7 @@ function forecastCost(T0: number) {
   const msPerVm = (performance.now() - startMs) / FORECAST_SAMPLES / FORECAST_VMS;
   return {
     forecastAllMs: round(msPerVm * SCALE_VMS),
-    forecastUsPerVmAndSample: round(msPerVm * 1000),
+    forecastUsPerSample: round((msPerVm * 1000) / FORECAST_METRICS.length),
     forecastKiBPerVm: round(kib),
   };
 }

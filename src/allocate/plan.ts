@@ -78,6 +78,8 @@ const PRESSURE_FACTOR = 1.5;
 /** Changes below these shares of what it has are not worth one. */
 const RAISE_WORTH = 0.05;
 const LOWER_WORTH = 0.15;
+/** Parts of what is short move with every VM's outlook. */
+const CUT_WORTH = 0.2;
 
 const MEMORY_MARGIN = 1.15;
 /** Beside what programs use, for the kernel's caches. */
@@ -161,7 +163,7 @@ function decide(needs: readonly VmNeed[], { resource, wishes, now, whole, step }
     if (to === from || held === 'unknown' || (held === 'cools' && !pressed) || (held === 'small' && !short)) return [];
     const cut = to < Math.floor(wanted / step) * step;
     // Crumbs of what is short are not worth a change.
-    if (cut && Math.abs(to - from) <= RAISE_WORTH * from) return [];
+    if (cut && cause !== 'pressure' && Math.abs(to - from) <= CUT_WORTH * from) return [];
     const told = cut ? `${why}; the host has no more for it` : why;
     const because = cut && to < from ? 'capacity' : cause;
     return [{ vm: need.vm, resource, from, to, cause: because, why: told, forecast }];

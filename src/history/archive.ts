@@ -133,6 +133,7 @@ export class Archive {
   }
 
   close(): void {
+    this.learning.clear();
     this.store.close();
   }
 }

@@ -116,22 +116,22 @@ export class HistoryStore {
     });
   }
 
-  /** Writes everything taken so far in one transaction. */
+  /** Writes everything taken so far in one transaction. What can not be written is lost: it must not pile up. */
   flush(): void {
     if (this.pending.size === 0) return;
+    const rows = [...this.pending.values()];
+    this.pending.clear();
     const put = this.database.prepare('INSERT OR REPLACE INTO usage (vm, tier, t, data) VALUES (?, ?, ?, ?)');
     this.database.transaction(() => {
-      for (const { tier, vm, bucket } of this.pending.values())
-        put.run(this.idOf(vm), tier, bucket.startS, pack(bucket));
+      for (const { tier, vm, bucket } of rows) put.run(this.idOf(vm), tier, bucket.startS, pack(bucket));
     })();
     const full = new Set<string>();
-    for (const { vm } of this.pending.values()) {
+    for (const { vm } of rows) {
       // They begin at different counts, so that not all are full in the same second.
-      const rows = (this.unpruned.get(vm) ?? this.idOf(vm) % PRUNE_EVERY_ROWS) + 1;
-      this.unpruned.set(vm, rows);
-      if (rows >= PRUNE_EVERY_ROWS) full.add(vm);
+      const written = (this.unpruned.get(vm) ?? this.idOf(vm) % PRUNE_EVERY_ROWS) + 1;
+      this.unpruned.set(vm, written);
+      if (written >= PRUNE_EVERY_ROWS) full.add(vm);
     }
-    this.pending.clear();
     this.prune([...full]);
   }
 

@@ -17,15 +17,19 @@ import type {
 import { Allocation } from './allocation.js';
 import { HistoryFeed } from './history-feed.js';
 import type { Host } from './host.js';
+import { Repeated } from './repeated.js';
 import type { AllocationChange, HistoryQuery, UsagePort } from './usage-port.js';
 import type { ManagedVm } from './vm.js';
 
+const TROUBLE_TOLD_EVERY_MS = 60_000;
 const DAILY: ForecastSettings = { intervalS: 300, seasonS: 86_400 };
 
 export class UsageDesk implements UsagePort {
   private readonly service: HistoryService;
   private readonly feed: HistoryFeed;
   readonly allocation: Allocation;
+  /** A full disk is trouble each second. */
+  private readonly troubles = new Repeated(TROUBLE_TOLD_EVERY_MS);
 
   constructor(
     host: Host,
@@ -38,6 +42,7 @@ export class UsageDesk implements UsagePort {
       forecasts: host.options.forecasts ?? DAILY,
       onOutlook: (vm, outlooks) => vms.get(vm)?.usage.expect(outlooks),
       onTrouble: (error, retryMs) => {
+        if (this.troubles.count(monotonicMs()) === 0) return;
         const then = retryMs === null ? '' : `; it is tried again in ${retryMs} ms`;
         events.append('error', 'history.trouble', null, `usage is not recorded: ${error.message}${then}`, {
           code: error.code,
