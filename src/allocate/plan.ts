@@ -156,11 +156,13 @@ function decide(needs: readonly VmNeed[], { resource, wishes, now, whole, step }
   });
   const granted = short ? divideTwice(claims, whole) : counted;
   return needs.flatMap((need, i) => {
-    const { held, least, wanted, why, cause, forecast } = wishes[i]!;
+    const { held, least, due, wanted, why, cause, forecast } = wishes[i]!;
     const from = now[i]!;
-    const due = Math.ceil(Math.min(least, wanted) / step - 1e-6) * step;
-    const to = Math.min(wanted, Math.max(due, Math.floor(granted[i]! / step + 1e-6) * step));
+    const lowest = Math.ceil(Math.min(least, wanted) / step - 1e-6) * step;
+    const to = Math.min(wanted, Math.max(lowest, Math.floor(granted[i]! / step + 1e-6) * step));
     if (to === from || held === 'unknown' || (held === 'cools' && !pressed) || (held === 'small' && !short)) return [];
+    // Who has what is expected needs no more of what is short: parts move each second, and a change begins a cool-down.
+    if (short && cause !== 'pressure' && to > from && from >= due) return [];
     const cut = to < Math.floor(wanted / step) * step;
     // Crumbs of what is short are not worth a change.
     if (cut && cause !== 'pressure' && Math.abs(to - from) <= CUT_WORTH * from) return [];
