@@ -7,7 +7,7 @@ import { MIB, type VmSpecInput } from '../src/vm/spec.js';
 import type { AllocationView } from '../src/vm/usage-view.js';
 import type { Event } from '../src/vm/view.js';
 
-const network = { bridge: 'svallo', subnet: '10.233.0.0/24' };
+const network = { bridge: 'svallo', subnet: '10.246.0.0/24' };
 /** Seconds instead of minutes, so that a test has seasons. */
 const quick = ['--forecast-interval', '1s', '--season', '8s', '--cool-down', '2s'];
 /** Whether the program lives; the shell that asks has its words too, but does not begin with them. */

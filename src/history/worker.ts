@@ -21,14 +21,18 @@ function serve(port: MessagePort, setup: Setup): void {
       answer = { id, error: toShadowVmError(error, 'keep the usage history').toJSON() };
     }
     port.postMessage(answer);
+    return 'error' in answer;
   };
   // The first answer tells whether there is a history at all.
   answerTo(0, () => {
     archive = new Archive({ ...setup, onOutlook: (vm, outlooks) => port.postMessage({ vm, outlooks } satisfies Told) });
   });
   port.on('message', ({ id, method, args }: Call) => {
-    answerTo(id, () => (archive?.[method] as ((...all: unknown[]) => unknown) | undefined)?.apply(archive, args));
-    if (method === 'close') port.close();
+    const failed = answerTo(id, () =>
+      (archive?.[method] as ((...all: unknown[]) => unknown) | undefined)?.apply(archive, args),
+    );
+    // After a write that failed (a full disk), libsql's connection commits nothing any more: this thread is started anew.
+    if (method === 'close' || (method === 'take' && failed && archive !== null)) port.close();
     else if (method === 'take') learnOn();
   });
   // Between the messages: new seconds and questions do not wait for what is learnt of the past.
