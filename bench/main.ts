@@ -1,5 +1,5 @@
 /**
- * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead]
+ * Ours against the peers, in one run: npm run bench [-- --rounds 20] [--only pause,switchover,scan,overhead,image,network,disk]
  * Results go to out/bench.json; SPECIFICATION.md says which of them are promises.
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
@@ -7,8 +7,10 @@ import { loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
 import { type AllocateResult, benchAllocate } from './allocate.js';
+import { benchDisk, type DiskResult } from './disk.js';
 import { BenchGuests } from './guest.js';
 import { benchImage, type ImageResult } from './image.js';
+import { benchNetwork, type NetworkResult } from './network.js';
 import { benchOverhead, type OverheadResult } from './overhead.js';
 import { benchPause, type PauseResult } from './pause.js';
 import { type Check, checkPromises } from './promises.js';
@@ -24,10 +26,12 @@ export interface BenchResults {
   overhead: OverheadResult | null;
   image: ImageResult | null;
   allocate: AllocateResult | null;
+  network: NetworkResult | null;
+  disk: DiskResult | null;
 }
 
 const RAM_MIB = [256, 1024];
-const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'allocate'] as const;
+const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'network', 'disk', 'allocate'] as const;
 const HANG_ROUNDS = 5;
 const OVERHEAD_ROUNDS_MAX = 10;
 
@@ -61,7 +65,7 @@ function progress(what: string): void {
 async function run(rounds: number, only: string[]): Promise<BenchResults> {
   const results: BenchResults = {
     ...{ pause: {}, switchover: {}, detect: {}, scan: {} },
-    ...{ overhead: null, image: null, allocate: null },
+    ...{ overhead: null, image: null, network: null, disk: null, allocate: null },
   };
   const guests = await BenchGuests.open();
   try {
@@ -88,6 +92,14 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     if (only.includes('image')) {
       progress('image');
       results.image = await benchImage(guests, rounds);
+    }
+    if (only.includes('disk')) {
+      progress('disk');
+      results.disk = await benchDisk(Math.min(rounds, OVERHEAD_ROUNDS_MAX));
+    }
+    if (only.includes('network')) {
+      progress('network');
+      results.network = await benchNetwork(rounds);
     }
     if (only.includes('allocate')) {
       progress('allocate: four VMs, some 8 minutes');

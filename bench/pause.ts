@@ -57,6 +57,7 @@ async function measureOurs(guests: BenchGuests, vm: QemuProcess, ramMiB: number)
     from: null,
     followed: false,
     resident: () => null,
+    output: () => null,
     events: {
       ready: () => {},
       aborted: () => {},

@@ -15,7 +15,7 @@ export function checkPromises(results: BenchResults): Check[] {
   const atLeast = (promise: string, measured: number | undefined, limit: number) => {
     if (measured !== undefined) checks.push({ promise: `${promise} ≥ ${limit}`, measured, kept: measured >= limit });
   };
-  const { pause, switchover, detect, scan, overhead, image, allocate } = results;
+  const { pause, switchover, detect, scan, overhead, image, network, disk, allocate } = results;
   atMost('pause p50, 256 MiB, ms', pause[256]?.oursMsP50, 6);
   atMost('pause p99, 256 MiB, ms', pause[256]?.oursMsP99, 25);
   const growth = pause[1024] && pause[256] && pause[1024].oursMsP50 / pause[256].oursMsP50;
@@ -50,5 +50,15 @@ export function checkPromises(results: BenchResults): Check[] {
     atLeast('history taken in, seconds of VMs per second', allocate.scale.samplesPerS, 10_000);
     atMost('forecasts of one metric of a VM per sample, µs', allocate.scale.forecastUsPerSample, 1000);
   }
+  atMost('extra pause of an epoch whose disk was written p50, ms', disk?.pauseExtraMsP50, 3);
+  atLeast('sequential writes to a disk protected ÷ unprotected', disk?.sequentialRatio, 0.85);
+  atLeast('random writes to a disk protected ÷ unprotected', disk?.randomRatio, 0.85);
+  atMost('latency added by strict mode p50, ms', network?.addedByStrictMsP50, 15);
+  atMost('latency added by strict mode p99, ms', network?.addedByStrictMsP99, 60);
+  atLeast('Redis throughput of 50 clients, strict ÷ unprotected', network?.strictRatio, 0.5);
+  atLeast('Redis throughput of 50 clients, async ÷ unprotected', network?.asyncRatio, 0.9);
+  atMost('silence seen by a client at a kill p50, ms', network?.silenceMsP50, 150);
+  atMost('connections broken by kills in strict mode', network?.connectionsBroken, 0);
+  atMost('acknowledged writes lost by kills in strict mode', network?.writesLost, 0);
   return checks;
 }

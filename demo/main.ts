@@ -1,7 +1,7 @@
 /**
  * The main job, to watch: a Redis server in a VM survives the death of its VM.
  *
- *   npm run demo [-- --fault kill|hang|panic]
+ *   npm run demo [-- --fault kill|hang|panic] [--mode strict|async]
  */
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
@@ -10,7 +10,7 @@ import { Daemon, nowMs, sleep } from '../harness/daemon.js';
 import { readImage } from '../harness/image.js';
 import { leftovers } from '../harness/leftovers.js';
 import { messageOf } from '../src/errors.js';
-import { MIB } from '../src/vm/spec.js';
+import { MIB, type Mode } from '../src/vm/spec.js';
 import type { Event, PromotionView, VmView } from '../src/vm/view.js';
 import { NumberedWriter } from './writer.js';
 
@@ -27,6 +27,10 @@ const REDIS_PORT = 6379;
 const PUBLISHED_PORT = 16379;
 const SIGNALS = { kill: 'SIGKILL', hang: 'SIGSTOP' } as const;
 
+const AS_ROOT = process.getuid?.() === 0;
+/** In strict mode the client keeps its one connection through all of it. */
+const PATIENT_MS = 10_000;
+
 const startedMs = nowMs();
 
 function say(what: string, figures = ''): void {
@@ -34,18 +38,25 @@ function say(what: string, figures = ''): void {
   console.log(`${seconds} s  ${what.padEnd(62)} ${figures}`.trimEnd());
 }
 
-function readFault(): Fault {
-  const usage = `usage: npm run demo [-- --fault ${Object.keys(FAULTS).join('|')}]`;
+function readArguments(): { fault: Fault; mode: Mode } {
+  const usage = `usage: npm run demo [-- --fault ${Object.keys(FAULTS).join('|')}] [--mode strict|async]`;
   try {
     const { values } = parseArgs({
-      options: { fault: { type: 'string', default: 'kill' }, help: { type: 'boolean' } },
+      options: {
+        fault: { type: 'string', default: 'kill' },
+        // Strict mode holds packets back at a tap, which takes root.
+        mode: { type: 'string', default: AS_ROOT ? 'strict' : 'async' },
+        help: { type: 'boolean' },
+      },
     });
     if (values.help) {
       console.log(usage);
       process.exit(0);
     }
-    if (values.fault in FAULTS) return values.fault as Fault;
-    console.error(`demo: unknown fault "${values.fault}"\n${usage}`);
+    const { fault, mode } = values;
+    if (!(fault in FAULTS)) console.error(`demo: unknown fault "${fault}"\n${usage}`);
+    else if (mode !== 'strict' && mode !== 'async') console.error(`demo: unknown mode "${mode}"\n${usage}`);
+    else return { fault: fault as Fault, mode };
   } catch (error) {
     console.error(`demo: ${(error as Error).message}\n${usage}`);
   }
@@ -76,17 +87,17 @@ async function injectFault(daemon: Daemon, vm: VmView, fault: Fault): Promise<nu
   return atMs;
 }
 
-async function demo(daemon: Daemon, fault: Fault) {
+async function demo(daemon: Daemon, fault: Fault, mode: Mode) {
   const { client } = daemon;
   const image = await readImage();
   say('ShadowVM Manager is up', `image ${image.imageMiB.toFixed(1)} MiB`);
 
-  const asRoot = process.getuid?.() === 0;
   const booted = await client.runVm({
     name: 'redis',
     ramBytes: 256 * MIB,
     shadow: { kind: 'when', triggers: [{ metric: 'cpu', above: 60, heldMs: 2000 }] },
-    ...(asRoot ? {} : { network: 'user' as const, publish: [{ hostPort: PUBLISHED_PORT, guestPort: REDIS_PORT }] }),
+    mode,
+    ...(AS_ROOT ? {} : { network: 'user' as const, publish: [{ hostPort: PUBLISHED_PORT, guestPort: REDIS_PORT }] }),
   });
   const [host, port] = booted.address === null ? ['127.0.0.1', PUBLISHED_PORT] : [booted.address, REDIS_PORT];
   say(
@@ -95,7 +106,7 @@ async function demo(daemon: Daemon, fault: Fault) {
   );
 
   await redisUp(host, port);
-  const writer = new NumberedWriter(host, port);
+  const writer = new NumberedWriter(host, port, mode === 'strict' ? PATIENT_MS : undefined);
   writer.start();
   say('a client writes numbered keys as fast as they are acknowledged');
 
@@ -150,6 +161,10 @@ async function demo(daemon: Daemon, fault: Fault) {
       ? ''
       : `all lost ones younger than the lag of ${ms(promotion.lagMs)}: ${lostWithinLag ? 'yes' : 'NO'}`,
   );
+  say(
+    connectionSurvived ? 'the connection of the client survived' : 'the client had to connect anew',
+    mode === 'strict' ? 'strict mode: what it was told was committed' : 'async mode',
+  );
   await client.stopVm('redis');
   say('the VM has shut down');
 
@@ -161,7 +176,7 @@ async function demo(daemon: Daemon, fault: Fault) {
     startMs: booted.bootMs,
     trigger: starting.data.because,
     fault,
-    mode: 'async',
+    mode,
     epochs: stats.epoch,
     pauseMsP50: stats.pauseMs.p50,
     pauseMsP99: stats.pauseMs.p99,
@@ -184,17 +199,18 @@ async function demo(daemon: Daemon, fault: Fault) {
 const ms = (value: number | null) => (value === null ? '-' : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
 const between = (from: Event, to: Event) => (Number(to.atNs) - Number(from.atNs)) / 1e6;
 
-const fault = readFault();
+const { fault, mode } = readArguments();
 const daemon = await Daemon.start();
 try {
-  const result = await demo(daemon, fault);
+  const result = await demo(daemon, fault, mode);
   await daemon.stop();
   const left = leftovers(daemon.stateDir);
   say(left.length === 0 ? 'the manager has ended and left nothing behind' : `left behind: ${left.join(', ')}`);
   const path = outPath('demo.json');
   writeFileSync(path, `${JSON.stringify(result, null, 2)}\n`);
   console.log(`\nresult: out/demo.json`);
-  if (!result.lostWithinLag || left.length > 0) process.exitCode = 1;
+  const broken = mode === 'strict' && (result.writesLost > 0 || !result.connectionSurvived);
+  if (broken || !result.lostWithinLag || left.length > 0) process.exitCode = 1;
 } catch (error) {
   console.error(`demo: ${messageOf(error)}`);
   console.error(daemon.log().split('\n').slice(-15).join('\n'));

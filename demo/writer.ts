@@ -12,12 +12,15 @@ export class NumberedWriter {
   constructor(
     private readonly host: string,
     private readonly port: number,
+    /** Longer than an interruption where the connection is to survive it. */
+    replyTimeoutMs?: number,
   ) {
     this.writer = new Writer({
       host,
       port,
       command: (number) => ['SET', keyOf(number), textOf(number)],
       onAcknowledged: (write) => this.acknowledged.push(write),
+      ...(replyTimeoutMs === undefined ? {} : { replyTimeoutMs }),
     });
   }
 

@@ -6,6 +6,7 @@
 //   memwriter <MiB> <MiB/s>        dirties random pages at that rate (0: as fast as it can)
 //   memcheck <MiB> [writes/s]      a self-checking structure: notices memory of two moments mixed up
 //   cpuloop <seconds>              counts a fixed piece of integer work (0: for ever)
+//   diskload <path> <how>          reads or writes a disk past the guest's caches, for ever: random|sequential|read
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <dirent.h>
@@ -816,6 +817,41 @@ static int cpuloop_main(long seconds) {
   return 0;
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// diskload
+
+// Random: blocks of 4 KiB. Sequential: of 256 KiB. Nothing that is written can be compressed or is written twice.
+static int diskload_main(const char *path, const char *how) {
+  const int64_t publish_ns = 50000000;
+  const bool reads = strcmp(how, "read") == 0;
+  const size_t bytes = strcmp(how, "sequential") == 0 ? 256 * 1024 : 4096;
+  int status_fd = app_status_open();
+  int fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+  off_t size = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+  uint64_t *buffer = map_pages(bytes);
+  if (size < (off_t)bytes) {
+    fprintf(stderr, "could not use the disk %s: %s\n", path, strerror(errno));
+    return 1;
+  }
+  const uint64_t blocks = (uint64_t)size / bytes;
+  uint64_t state = (uint64_t)clock_ns(CLOCK_MONOTONIC), done = 0;
+  for (int64_t published_ns = 0;;) {
+    for (size_t i = 0; i < bytes / sizeof *buffer && !reads; i++) buffer[i] = state = mix(state);
+    const uint64_t block = bytes == 4096 ? mix(state += done + 1) % blocks : done / bytes % blocks;
+    const off_t at = (off_t)(block * bytes);
+    const ssize_t moved = reads ? pread(fd, buffer, bytes, at) : pwrite(fd, buffer, bytes, at);
+    if (moved != (ssize_t)bytes) {
+      console("diskload: could not %s %s: %s", reads ? "read" : "write", path, strerror(errno));
+      return 1;
+    }
+    done += bytes;
+    const int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    if (now_ns - published_ns < publish_ns) continue;
+    app_status_write(status_fd, "diskload bytes=%llu", (unsigned long long)done);
+    published_ns = now_ns;
+  }
+}
+
 int main(int argc, char **argv) {
   const char *verb = argc > 1 ? argv[1] : "";
   if (strcmp(verb, "agent") == 0 && argc == 2) agent_main();
@@ -827,7 +863,9 @@ int main(int argc, char **argv) {
     memcheck_main(number_argument("MiB", argv[2], 1, MIB_MAX),
                          argc == 4 ? number_argument("writes per second", argv[3], 0, 100000000) : 0);
   if (strcmp(verb, "cpuloop") == 0 && argc == 3) return cpuloop_main(number_argument("seconds", argv[2], 0, 1000000000));
+  if (strcmp(verb, "diskload") == 0 && argc == 4) return diskload_main(argv[2], argv[3]);
   fprintf(stderr, "usage: shadowvm-guest agent | modules <list> | memwriter <MiB> <MiB/s> | "
-                  "memcheck <MiB> [writes/s] | cpuloop <seconds>\n");
+                  "memcheck <MiB> [writes/s] | cpuloop <seconds> | "
+                  "diskload <path> random|sequential|read\n");
   return 2;
 }

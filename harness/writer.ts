@@ -4,7 +4,7 @@ import { RedisConnection } from './redis.js';
 
 /** Commands on the way at once: "as fast as they are acknowledged" without waiting a round trip for each. */
 const WINDOW = 16;
-/** So long without a reply means that the connection is of no use any more: a client's usual read time-out, kept short. */
+/** A client's usual read time-out, kept short. */
 const REPLY_TIMEOUT_MS = 150;
 const CONNECT_TIMEOUT_MS = 200;
 const CHECK_MS = 5;
@@ -27,6 +27,8 @@ export interface WriterOptions {
   onAcknowledged: (write: Acknowledged) => void;
   /** As fast as they are acknowledged when left out. */
   writesPerSecondMax?: number;
+  /** So long without a reply means that the connection is of no use any more; 150 when left out. */
+  replyTimeoutMs?: number;
 }
 
 export class Writer {
@@ -61,7 +63,7 @@ export class Writer {
       }
       const number = ++this.connections;
       const watchdog = setInterval(() => {
-        if (connection.oldestWaitMs() > REPLY_TIMEOUT_MS) connection.close();
+        if (connection.oldestWaitMs() > (this.options.replyTimeoutMs ?? REPLY_TIMEOUT_MS)) connection.close();
       }, CHECK_MS);
       await Promise.all(Array.from({ length: WINDOW }, () => this.writeOn(connection, number)));
       clearInterval(watchdog);

@@ -3,6 +3,7 @@
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterClock(env, exports);
+  RegisterDisk(env, exports);
   RegisterEpoch(env, exports);
   RegisterFile(env, exports);
   RegisterImage(env, exports);
@@ -12,6 +13,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterNetwork(env, exports);
   RegisterAnnounce(env, exports);
   RegisterShaper(env, exports);
+  RegisterPacketTrail(env, exports);
   RegisterPager(env, exports);
   return exports;
 }

@@ -8,6 +8,7 @@
 #include <napi.h>
 
 void RegisterClock(Napi::Env env, Napi::Object exports);
+void RegisterDisk(Napi::Env env, Napi::Object exports);
 void RegisterEpoch(Napi::Env env, Napi::Object exports);
 void RegisterFile(Napi::Env env, Napi::Object exports);
 void RegisterImage(Napi::Env env, Napi::Object exports);
@@ -17,6 +18,7 @@ void RegisterProcess(Napi::Env env, Napi::Object exports);
 void RegisterNetwork(Napi::Env env, Napi::Object exports);
 void RegisterAnnounce(Napi::Env env, Napi::Object exports);
 void RegisterShaper(Napi::Env env, Napi::Object exports);
+void RegisterPacketTrail(Napi::Env env, Napi::Object exports);
 void RegisterPager(Napi::Env env, Napi::Object exports);
 
 // An Error with `code` ("ENOENT", or one of our own such as "ERR_CLOSED") and `syscall`, as Node's own errors have.

@@ -18,6 +18,9 @@ constexpr size_t kStagingPagesMin = 128;
 constexpr uint32_t kNoSlot = UINT32_MAX;
 // 4 MiB with each epoch: a commit stays short while a standby fills.
 constexpr size_t kFillPagesPerCommit = 1024;
+// 32 MiB of an epoch's disk pages are kept until it is committed: its record is out of the page cache by then.
+constexpr size_t kKeptDiskPagesMax = 8192;
+constexpr uint32_t kNotKept = UINT32_MAX;
 
 static int64_t ClockNs(clockid_t clock) {
   struct timespec t;
@@ -272,7 +275,7 @@ void EpochBuffer::Record(Captured& captured) {
 }
 
 EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes,
-                               const Resident* resident) {
+                               const Resident* resident, const EpochDisks& disks) {
   if (!synced_) throw Failure{"ERR_NOT_SYNCED", "commit", "the primary was not compared with its shadow yet"};
   if (resident != nullptr && resident->ram->bytes != source_->bytes)
     throw Failure{"ERR_SIZE", "commit", "shadow and primary differ in RAM size"};
@@ -291,6 +294,11 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
     stats.droppedPages = captured_.size() - stats.changedPages;
     if (!recording_) image_->Begin();
     recording_ = true;
+    for (const auto& receiver : disks.receivers)
+      receiver->Drain([&](size_t page, const uint8_t* content) {
+        RecordDisk(receiver->firstPage() + page, content, !disks.twins.empty());
+      });
+    stats.diskPages = diskPages_.size();
     const EpochMeta meta = {image_->LastEpoch() + 1, image_->HeadEpoch(), cut.generation, cut.wallMs, cut.monotonicNs};
     stats.storedBytes = image_->Commit(meta, deviceState, deviceBytes).storedBytes;
     recording_ = false;
@@ -299,10 +307,53 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
     Abort();
     throw;
   }
+  ApplyToTwins(disks);
   if (resident != nullptr) Refresh(*resident);
   ResetStaging();
   stopwatch.Stop(&stats);
   return stats;
+}
+
+// ---- Disks ----
+
+void EpochBuffer::RecordDisk(size_t page, const uint8_t* content, bool keep) {
+  static const uint8_t zeros[kPageBytes] = {};
+  const uint64_t hash = content != nullptr ? image_->HashOf(content) : image_->ZeroHash();
+  // The image drops what it has; a damaged page it takes again.
+  image_->Add(page, hash, content != nullptr ? content : zeros);
+  if (hash == image_->PageHash(page)) return;
+  const uint32_t kept = static_cast<uint32_t>(keptDiskPages_.size() / kPageBytes);
+  diskPages_.push_back({static_cast<uint32_t>(page), keep && kept < kKeptDiskPagesMax ? kept : kNotKept});
+  if (diskPages_.back().kept == kNotKept) return;
+  if (content == nullptr) content = zeros;
+  keptDiskPages_.insert(keptDiskPages_.end(), content, content + kPageBytes);
+}
+
+// After the commit, and never before it: a twin is at the head, or behind it.
+void EpochBuffer::ApplyToTwins(const EpochDisks& disks) {
+  std::vector<uint8_t> content(kPageBytes);
+  for (const auto& twin : disks.twins)
+    for (const DiskPage& changed : diskPages_) {
+      if (changed.page < twin->firstPage() || changed.page - twin->firstPage() >= twin->pages()) continue;
+      const bool zero = image_->PageHash(changed.page) == image_->ZeroHash();
+      const uint8_t* from = keptDiskPages_.data() + size_t{changed.kept} * kPageBytes;
+      if (!zero && changed.kept == kNotKept) {
+        image_->ReadPage(changed.page, content.data());
+        from = content.data();
+      }
+      twin->Apply(changed.page - twin->firstPage(), zero ? nullptr : from);
+    }
+}
+
+uint64_t EpochBuffer::AdvanceTwins(const EpochDisks& disks, size_t pages) {
+  uint64_t left = 0;
+  for (const auto& twin : disks.twins) {
+    const size_t before = twin->left();
+    if (pages > 0 && before > 0) twin->Advance(*image_, pages);
+    pages -= std::min(pages, before - twin->left());
+    left += twin->left();
+  }
+  return left;
 }
 
 // ---- The resident part of the shadow ----
@@ -392,15 +443,18 @@ void EpochBuffer::FillSome(const Resident& resident) {
   if (fillOrder_.empty()) fillOrder_.shrink_to_fit();
 }
 
-void EpochBuffer::Rewind(uint64_t epoch, const Resident* resident) {
+void EpochBuffer::Rewind(uint64_t epoch, const Resident* resident, const EpochDisks& disks) {
   Abort();
   std::vector<uint64_t> before;
   if (resident != nullptr) {
     before.resize(pages_);
     for (size_t page = 0; page < pages_; page++) before[page] = image_->PageHash(page);
   }
+  std::vector<std::vector<uint64_t>> disksBefore;
+  for (const auto& twin : disks.twins) disksBefore.push_back(twin->Hashes(*image_));
   image_->Rewind(epoch);
   synced_ = false;  // what is given up now is reported no more
+  for (size_t i = 0; i < disks.twins.size(); i++) disks.twins[i]->Rewound(*image_, disksBefore[i]);
   if (resident == nullptr) return;
   for (size_t page = 0; page < pages_; page++)
     if (image_->PageHash(page) != before[page]) Evict(*resident, page);
@@ -424,6 +478,10 @@ void EpochBuffer::Abort() {
 void EpochBuffer::ResetStaging() {
   for (const Captured& captured : captured_) capturedOf_[captured.page] = 0;
   captured_.clear();
+  diskPages_.clear();
+  keptDiskPages_.clear();
+  if (keptDiskPages_.capacity() > slotsWarm_ * kPageBytes) keptDiskPages_.shrink_to_fit();
+  if (diskPages_.capacity() > 4 * slotsWarm_) diskPages_.shrink_to_fit();
   if (captured_.capacity() > 4 * slotsWarm_) captured_.shrink_to_fit();
   slotsTouched_ = std::min(slotsWarm_, std::max(slotsTouched_, slotsUsed_));
   // What a pause took beyond the usual goes back to the host.

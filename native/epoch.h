@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "checksum.h"
+#include "disk/receiver.h"
+#include "disk/twin.h"
 #include "image/shadow_image.h"
 #include "memory.h"
 #include "page_states.h"
@@ -27,6 +29,7 @@ struct EpochStats {
   uint64_t changedPages = 0;  // in this epoch's record
   uint64_t zeroPages = 0;     // of those, now all zeros
   uint64_t droppedPages = 0;  // captured, but their checksum is the known one
+  uint64_t diskPages = 0;     // of disks, changed as well
   uint64_t storedBytes = 0;   // what the record takes on the disk
   int64_t ns = 0;
   int64_t cpuNs = 0;
@@ -43,6 +46,12 @@ struct Resident {
   std::shared_ptr<SharedMemory> ram;
   std::shared_ptr<ControlPage> control;
   double share;  // of the RAM that is to be resident, 0 to 1
+};
+
+// The disks of an epoch: where the changed blocks come from, and the files that are to follow the image.
+struct EpochDisks {
+  std::vector<std::shared_ptr<DiskReceiver>> receivers;  // of those that were written since the last epoch
+  std::vector<std::shared_ptr<DiskTwin>> twins;
 };
 
 // When an epoch was cut.
@@ -78,10 +87,15 @@ class EpochBuffer {
   // are always of all pages, by one thread.
   PassStats Collect(const ScanOptions& options);
   // Throws what the image throws (no space, full), with the image as it was and the pages left for the next epoch.
-  EpochStats Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes, const Resident* resident);
+  // Waits for the disks' blocks to come: memory, devices and disks are in one record, or nothing is. ERR_DISK_LOST.
+  EpochStats Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes, const Resident* resident,
+                    const EpochDisks& disks);
   void Abort();
-  // The image goes back to an epoch, and the resident pages with it. Throws ERR_NO_EPOCH, with nothing changed.
-  void Rewind(uint64_t epoch, const Resident* resident);
+  // The image goes back to an epoch, and the resident pages and the twins of its disks with it. Throws ERR_NO_EPOCH, with
+  // nothing changed.
+  void Rewind(uint64_t epoch, const Resident* resident, const EpochDisks& disks);
+  // Brings twins that are not complete further; returns how many pages are left.
+  uint64_t AdvanceTwins(const EpochDisks& disks, size_t pages);
   // Compares pages with the image, from `firstPage` on, and wraps around at the end. What differs and was not written is
   // repaired by the next epoch.
   ScrubStats Scrub(size_t firstPage, size_t count);
@@ -109,6 +123,8 @@ class EpochBuffer {
   uint64_t LastHash(size_t page) const;
   void SpillWhenFull();
   void Record(Captured& captured);
+  void RecordDisk(size_t page, const uint8_t* content, bool keep);
+  void ApplyToTwins(const EpochDisks& disks);
   void Refresh(const Resident& resident);
   void FillSome(const Resident& resident);
   void QueueFill(size_t page);
@@ -135,6 +151,14 @@ class EpochBuffer {
   std::vector<bool> pending_;  // page → to be collected again after an abort
   bool anyPending_ = false;
   std::vector<uint32_t> suspects_;
+
+  // Pages of disks that this epoch changes. Their contents are kept up to a bound; what is beyond it is read back.
+  struct DiskPage {
+    uint32_t page;
+    uint32_t kept;  // its place in keptDiskPages_, or kNotKept
+  };
+  std::vector<DiskPage> diskPages_;
+  std::vector<uint8_t> keptDiskPages_;
 
   // The filling of the waiting QEMU that a commit saw last.
   std::shared_ptr<ControlPage> filled_;

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "addon.h"
+#include "disk/objects.h"
 #include "epoch.h"
 #include "image/image_object.h"
 #include "worker.h"
@@ -18,6 +19,7 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value Collect(const Napi::CallbackInfo& info);
   Napi::Value Commit(const Napi::CallbackInfo& info);
   Napi::Value Rewind(const Napi::CallbackInfo& info);
+  Napi::Value AdvanceTwins(const Napi::CallbackInfo& info);
   Napi::Value Scrub(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
   Napi::Value MemoryBytes(const Napi::CallbackInfo& info);
@@ -36,6 +38,7 @@ static Napi::Object ToObject(Napi::Env env, const EpochStats& stats) {
   result.Set("changedPages", static_cast<double>(stats.changedPages));
   result.Set("zeroPages", static_cast<double>(stats.zeroPages));
   result.Set("droppedPages", static_cast<double>(stats.droppedPages));
+  result.Set("diskPages", static_cast<double>(stats.diskPages));
   result.Set("storedBytes", static_cast<double>(stats.storedBytes));
   result.Set("ms", static_cast<double>(stats.ns) / 1e6);
   result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
@@ -63,6 +66,21 @@ static std::shared_ptr<Resident> ResidentArgument(Napi::Value value) {
       Resident{GuestRam::From(waiting.Get("ram")), QemuControl::From(waiting.Get("control")), share});
 }
 
+// {receivers: DiskReceiver[], twins: DiskTwin[]}; nothing for a VM without disks.
+static EpochDisks DisksArgument(Napi::Value value) {
+  EpochDisks disks;
+  if (!value.IsObject()) return disks;
+  const auto each = [&](const char* name, const auto& take) {
+    const Napi::Value list = value.As<Napi::Object>().Get(name);
+    if (!list.IsArray()) throw MakeTypeError(value.Env(), "EpochSource", "{receivers: DiskReceiver[], twins: DiskTwin[]}");
+    const auto array = list.As<Napi::Array>();
+    for (uint32_t i = 0; i < array.Length(); i++) take(array.Get(i));
+  };
+  each("receivers", [&](Napi::Value item) { disks.receivers.push_back(DiskReceiverObject::From(item)); });
+  each("twins", [&](Napi::Value item) { disks.twins.push_back(DiskTwinObject::From(item)); });
+  return disks;
+}
+
 void EpochSource::Register(Napi::Env env, Napi::Object exports) {
   exports.Set("EpochSource",
               DefineClass(env, "EpochSource",
@@ -70,6 +88,7 @@ void EpochSource::Register(Napi::Env env, Napi::Object exports) {
                            InstanceMethod<&EpochSource::Collect>("collect"),
                            InstanceMethod<&EpochSource::Commit>("commit"), InstanceMethod<&EpochSource::Scrub>("scrub"),
                            InstanceMethod<&EpochSource::Rewind>("rewind"),
+                           InstanceMethod<&EpochSource::AdvanceTwins>("advanceTwins"),
                            InstanceMethod<&EpochSource::Abort>("abort"),
                            InstanceMethod<&EpochSource::MemoryBytes>("memoryBytes"),
                            InstanceMethod<&EpochSource::Close>("close")}));
@@ -149,7 +168,8 @@ Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
   });
 }
 
-// commit({generation, cutAtWallMs, cutAtNs: bigint}, deviceState: Buffer, resident: {ram, control, share} | null)
+// commit({generation, cutAtWallMs, cutAtNs: bigint}, deviceState: Buffer, resident: {ram, control, share} | null,
+//        disks: {receivers, twins})
 Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
     Napi::Env env = info.Env();
@@ -167,20 +187,32 @@ Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
     const auto device = info[1].As<Napi::Buffer<uint8_t>>();
     std::vector<uint8_t> deviceState(device.Data(), device.Data() + device.Length());
     return [buffer = buffer_, cut, deviceState = std::move(deviceState),
-            resident = ResidentArgument(info[2])]() -> Worker::Finish {
-      const EpochStats stats = buffer->Commit(cut, deviceState.data(), deviceState.size(), resident.get());
+            resident = ResidentArgument(info[2]), disks = DisksArgument(info[3])]() -> Worker::Finish {
+      const EpochStats stats = buffer->Commit(cut, deviceState.data(), deviceState.size(), resident.get(), disks);
       return [stats](Napi::Env env) { return ToObject(env, stats); };
     };
   });
 }
 
-// rewind(epoch, resident: {ram, control, share} | null)
+// rewind(epoch, resident: {ram, control, share} | null, disks: {receivers, twins})
 Napi::Value EpochSource::Rewind(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
     const auto epoch = static_cast<uint64_t>(WholeNumber(info[0], 1, 9007199254740991.0, "rewind", "rewind(epoch)"));
-    return [buffer = buffer_, epoch, resident = ResidentArgument(info[1])]() -> Worker::Finish {
-      buffer->Rewind(epoch, resident.get());
+    return [buffer = buffer_, epoch, resident = ResidentArgument(info[1]),
+            disks = DisksArgument(info[2])]() -> Worker::Finish {
+      buffer->Rewind(epoch, resident.get(), disks);
       return [](Napi::Env env) { return env.Undefined(); };
+    };
+  });
+}
+
+// advanceTwins({receivers, twins}, pages): how many pages are left to compare
+Napi::Value EpochSource::AdvanceTwins(const Napi::CallbackInfo& info) {
+  return Run(info.Env(), [&] {
+    const auto pages = static_cast<size_t>(WholeNumber(info[1], 0, UINT32_MAX, "advanceTwins", "advanceTwins(disks, pages)"));
+    return [buffer = buffer_, pages, disks = DisksArgument(info[0])]() -> Worker::Finish {
+      const uint64_t left = buffer->AdvanceTwins(disks, pages);
+      return [left](Napi::Env env) { return Napi::Number::New(env, static_cast<double>(left)); };
     };
   });
 }

@@ -10,11 +10,13 @@ import { outPath } from '../harness/checkout.js';
 import { messageOf } from '../src/errors.js';
 import { parseBytes } from '../src/vm/quantity-text.js';
 import { MIB, VCPUS_MAX } from '../src/vm/spec.js';
+import { type DisksResult, soakDisks } from './disks.js';
 import type { Distribution } from './distribution.js';
 import { type FailoverOptions, type FailoverResult, soakFailover } from './failover.js';
 import { FAULTS } from './plan.js';
+import { type StrictResult, soakStrict } from './strict.js';
 
-const SOAKS = ['failover'] as const;
+const SOAKS = ['failover', 'disks', 'strict'] as const;
 const TRACKINGS = ['auto', 'write', 'checksum'] as const;
 const SEED_MAX = 2 ** 31;
 const ROUNDS_MAX = 100_000;
@@ -25,6 +27,7 @@ const NETWORK = { bridge: 'svsoak0', subnet: '10.215.0.0/24' };
 const usage = `usage: npm run soak [-- --seed N --rounds N --ram 256M --vcpus N --tracking ${TRACKINGS.join('|')} --only ${SOAKS.join('|')}]`;
 
 interface Options {
+  only: readonly string[];
   seed: number;
   rounds: number;
   vm: FailoverOptions['vm'];
@@ -47,7 +50,8 @@ function readOptions(): Options {
       console.log(usage);
       process.exit(0);
     }
-    const unknown = values.only?.split(',').find((name) => !(SOAKS as readonly string[]).includes(name));
+    const only: readonly string[] = values.only?.split(',') ?? SOAKS;
+    const unknown = only.find((name) => !(SOAKS as readonly string[]).includes(name));
     if (unknown !== undefined) throw new Error(`there is no soak "${unknown}"`);
     const ramBytes = parseBytes(values.ram, '--ram');
     if (ramBytes < RAM_BYTES_MIN || ramBytes % MIB !== 0)
@@ -57,6 +61,7 @@ function readOptions(): Options {
     return {
       seed: values.seed === undefined ? randomInt(SEED_MAX) : wholeNumber('--seed', values.seed, 0, SEED_MAX - 1),
       rounds: wholeNumber('--rounds', values.rounds, 1, ROUNDS_MAX),
+      only,
       vm: { ramBytes, vcpus: wholeNumber('--vcpus', values.vcpus, 1, VCPUS_MAX), tracking },
     };
   } catch (error) {
@@ -71,11 +76,24 @@ function wholeNumber(what: string, text: string, min: number, max: number): numb
   return value;
 }
 
+const row = (what: string, d: Distribution) =>
+  `  ${what.padEnd(30)} p50 ${text(d.p50)}  p99 ${text(d.p99)}  max ${text(d.max)}`;
+
+function disksSummary(result: DisksResult): string {
+  return [
+    `${result.rounds} kills of a VM with databases on its disks`,
+    `  SQLite transactions            ${result.sqliteTransactions}`,
+    `  Redis writes                   ${result.redisWrites}`,
+    row('decision to running, ms', result.resumeMs),
+    row('rolled back, ms', result.lagMs),
+    row('pause, median of a shadow, ms', result.pauseMs),
+    ...result.failures.map(({ round, what }) => `  VIOLATION in round ${round}: ${what}`),
+  ].join('\n');
+}
+
 function summary(result: FailoverResult): string {
   const faults = FAULTS.map((fault) => `${result.faults[fault]} ${fault}`).join(', ');
   const phases = Object.entries(result.phases).map(([phase, count]) => `${count} ${phase}`);
-  const row = (what: string, d: Distribution) =>
-    `  ${what.padEnd(30)} p50 ${text(d.p50)}  p99 ${text(d.p99)}  max ${text(d.max)}`;
   return [
     `${result.rounds} rounds in ${result.seconds} s: ${faults}`,
     `  hit: ${phases.join(', ')}; ${result.aims.ready ?? 0} of them right after a shadow was ready`,
@@ -94,6 +112,21 @@ function summary(result: FailoverResult): string {
   ].join('\n');
 }
 
+function strictSummary(result: StrictResult): string {
+  const row = (what: string, d: Distribution) =>
+    `  ${what.padEnd(30)} p50 ${text(d.p50)}  p99 ${text(d.p99)}  max ${text(d.max)}`;
+  return [
+    `strict mode: ${result.rounds} rounds in ${result.seconds} s: ${result.faults.kill} kill, ${result.faults.hang} hang`,
+    `  operations on the register     ${result.operations}, ${result.acknowledgedWrites} writes acknowledged`,
+    `  bytes streamed                 ${result.streamedBytes}`,
+    `  suspended by itself            ${result.suspensions} times`,
+    row('silence at a kill, ms', result.silenceMs.kill),
+    row('silence at a hang, ms', result.silenceMs.hang),
+    ...result.violations.map((what) => `  VIOLATION: ${what}`),
+    ...(result.violations.length === 0 ? ['  no write lost, no connection broken, no byte wrong'] : []),
+  ].join('\n');
+}
+
 const text = (value: number | null) => (value === null ? '-' : value.toFixed(1)).padStart(7);
 
 const options = readOptions();
@@ -106,11 +139,22 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const)
     abort.abort();
   });
 try {
-  const failover = await soakFailover({ ...options, ...NETWORK, signal: abort.signal, onProgress: console.log });
+  const run = { ...options, ...NETWORK, signal: abort.signal, onProgress: console.log };
+  const failover = options.only.includes('failover') ? await soakFailover(run) : null;
+  // Held back packets are a tap's, and a tap is root's.
+  const strict = options.only.includes('strict') && process.getuid?.() === 0 ? await soakStrict(run) : null;
+  // Half as many: each of them reads two databases.
+  const disks = options.only.includes('disks')
+    ? await soakDisks({ ...run, rounds: Math.ceil(options.rounds / 2) })
+    : null;
   const path = outPath('soak.json');
-  writeFileSync(path, `${JSON.stringify({ seed: options.seed, failover }, null, 2)}\n`);
-  console.log(`\n${summary(failover)}\n\nresult: out/soak.json`);
-  if (failover.failures.length > 0) process.exitCode = 1;
+  writeFileSync(path, `${JSON.stringify({ seed: options.seed, failover, disks, strict }, null, 2)}\n`);
+  if (failover !== null) console.log(`\n${summary(failover)}`);
+  if (disks !== null) console.log(`\n${disksSummary(disks)}`);
+  if (strict !== null) console.log(`\n${strictSummary(strict)}`);
+  console.log('\nresult: out/soak.json');
+  if ((failover?.failures.length ?? 0) + (disks?.failures.length ?? 0) + (strict?.violations.length ?? 0) > 0)
+    process.exitCode = 1;
 } catch (error) {
   console.error(`soak: ${messageOf(error)}`);
   process.exitCode = 1;

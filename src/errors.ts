@@ -12,6 +12,7 @@ export const ERROR_STATUS = {
   NETWORK_NOT_FOUND: 404,
   SNAPSHOT_NOT_FOUND: 404,
   EPOCH_NOT_FOUND: 404,
+  DISK_NOT_FOUND: 404,
   NOT_FOUND: 404,
   // The request clashes with the state things are in.
   VM_EXISTS: 409,
@@ -23,6 +24,7 @@ export const ERROR_STATUS = {
   // Somebody took back what was asked for before it was done.
   CANCELLED: 409,
   IMAGE_IN_USE: 409,
+  DISK_IN_USE: 409,
   STATE_LOCKED: 409,
   NETWORK_CONFLICT: 409,
   NETWORK_EXISTS: 409,

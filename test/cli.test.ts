@@ -192,7 +192,7 @@ describe('with a daemon', () => {
       'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg --net backend --bandwidth 100M ' +
       '--probe redis:6379 --probe http:80/health --probe-period 1s --probe-timeout 500ms --probe-failures 5 ' +
       '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25% ' +
-      '--standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot --allocate auto --priority 7 --cpu-min 20% --cpu-max 150% --memory-min 96M --memory-max 512M';
+      '--mode strict --standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot --allocate auto --priority 7 --cpu-min 20% --cpu-max 150% --memory-min 96M --memory-max 512M';
     const human = await run(...line.split(' '));
     expect(human).toMatchObject({
       code: 0,
@@ -226,6 +226,7 @@ describe('with a daemon', () => {
       },
       pacing: { maxLagMs: 200, maxPausedShare: 0.05, cpuBudget: 0.25 },
       standby: { level: 'resident', percent: 25 },
+      mode: 'strict',
       durability: 'epoch',
       retention: { keepMs: 300_000, maxBytes: 2 * 1024 ** 3 },
       start: 'boot',
@@ -317,6 +318,9 @@ describe('with a daemon', () => {
   test('the verbs of epochs and snapshots, from words to what the manager is asked', async () => {
     manager.vms.set('web', vmView('web', { shadow: shadowView('web') }));
     expect((await run('shadow', 'epochs', 'web')).stdout).toMatch(/EPOCH +CUT .*\n +41 .* yes\n +42 .* not yet\n$/s);
+    expect((await run('vm', 'mode', 'web', 'strict')).stdout).toMatch(/the mode of web is strict, suspended/);
+    expect((await run('vm', 'mode', 'web', 'async')).stdout).toBe('the mode of web is async\n');
+    expect((await run('vm', 'mode', 'web', 'half')).code).toBe(2);
     await run('shadow', 'promote', 'web', '--epoch', '41');
     await run('shadow', 'promote', 'web', '--before', '2026-01-01T00:00:02Z');
     expect((await run('shadow', 'standby', 'web', 'resident=25')).stdout).toBe('the standby of web is resident=25\n');
@@ -333,6 +337,8 @@ describe('with a daemon', () => {
     await run('vm', 'stop', 'web', '--suspend');
     await run('vm', 'stop', 'db', '--no-snapshot');
     expect(manager.calls).toEqual([
+      'mode web strict',
+      'mode web async',
       'promote web {"epoch":41}',
       'promote web {"beforeMs":1767225602000}',
       'standby web resident=25',

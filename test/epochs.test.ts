@@ -290,6 +290,7 @@ describe.each(['write', 'checksum'] as const)('tracking by %s', (tracking) => {
         from,
         followed: false,
         resident: () => null,
+        output: () => null,
         events: {
           ready: () => heard.ready++,
           aborted: (error) => heard.aborted.push(error),

@@ -6,7 +6,7 @@ import { Duplex } from 'node:stream';
 import { ShadowVmError } from '../src/errors.js';
 import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from '../src/manager/port.js';
 import type { NetworkSpecInput, NetworkView } from '../src/vm/network.js';
-import { type StandbyLevel, type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
+import { type Mode, type StandbyLevel, type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
 import { formatStandby } from '../src/vm/standby-text.js';
 import type {
   EpochView,
@@ -41,6 +41,7 @@ export function vmView(name: string, more: Partial<VmView> = {}): VmView {
     bootMs: 1234.5,
     guest: { beats: 10, uptimeMs: 61_000, memTotalKiB: 250_000, memAvailableKiB: 200_000, app: '-' },
     usage: { cpuPercent: 12.34, memoryPercent: 20, networkBytesPerSecond: 1500 },
+    strict: null,
     probes: [],
     shadow: null,
     snapshot: null,
@@ -63,6 +64,7 @@ export function shadowView(vm: string, more: Partial<ShadowView> = {}): ShadowVi
     lagMsAtCommit: noQuantiles,
     pagesScanned: 1000,
     pagesChanged: 100,
+    diskPagesChanged: 0,
     pagesDroppedByChecksum: 10,
     pagesRepaired: 0,
     bytesCopied: 409_600,
@@ -284,6 +286,12 @@ export class FakeManager implements ManagerPort {
   listEpochs(name: string): EpochView[] {
     this.#find(name);
     return [epochView(41), epochView(42)];
+  }
+  async changeMode(name: string, mode: Mode): Promise<VmView> {
+    this.calls.push(`mode ${name} ${mode}`);
+    const vm = this.#find(name);
+    Object.assign(vm, { spec: { ...vm.spec, mode }, strict: mode === 'strict' ? 'suspended' : null });
+    return vm;
   }
   async changeStandby(name: string, level: StandbyLevel): Promise<ShadowView> {
     this.calls.push(`standby ${name} ${formatStandby(level)}`);

@@ -490,7 +490,7 @@ describe('damage', () => {
       return altered;
     };
     for (const [at, value, code] of [
-      [8, 2, 'ERR_IMAGE_NEWER'],
+      [8, 3, 'ERR_IMAGE_NEWER'],
       [0, 88, 'ERR_IMAGE_FOREIGN'],
       [20, bytes[20]! ^ 1, 'ERR_IMAGE_CORRUPT'],
     ] as const) {

@@ -30,6 +30,37 @@ const rulesOf = (address: string): string[] =>
 const shaped = (tap: string): boolean =>
   execFileSync('tc', ['qdisc', 'show', 'dev', tap], { encoding: 'utf8' }).includes('tbf');
 
+test('in strict mode the guest is reached without a manager, and the next one holds its packets again', {
+  timeout: 90_000,
+}, async () => {
+  const { client, stateDir } = await start();
+  const { address } = await client.runVm({
+    ...{ name: 'web', ramBytes: 192 * MIB, mode: 'strict', shadow: { kind: 'always' } },
+  });
+  const isStrict = (by: Daemon) =>
+    vi.waitFor(async () => expect((await by.client.showVm('web')).strict).toBe('active'), { timeout: 20_000 });
+  await isStrict(daemon as Daemon);
+  const redis = await vi.waitFor(() => RedisConnection.connect(address as string, 6379, 3000), { timeout: 10_000 });
+  await sleep(1500); // it is filled
+  expect(await redis.send('PING')).toBe('PONG');
+  await (daemon as Daemon).kill();
+  const goneMs = performance.now();
+  expect(await redis.send('PING')).toBe('PONG');
+  expect(performance.now() - goneMs).toBeGreaterThan(1000);
+  const [againMs] = [performance.now(), await redis.send('PING')];
+  expect(performance.now() - againMs).toBeLessThan(500);
+  const next = await start(stateDir);
+  await isStrict(next);
+  const types = (await next.client.listEvents({ vm: 'web' })).map(({ type }) => type);
+  expect(types.slice(types.indexOf('vm.adopted'))).toEqual(
+    expect.arrayContaining(['strict.suspended', 'strict.active']),
+  );
+  await next.client.injectFault('web', 'kill');
+  await vi.waitFor(async () => expect((await next.client.showVm('web')).generation).toBe(1), { timeout: 20_000 });
+  expect(await redis.send('PING')).toBe('PONG');
+  redis.close();
+});
+
 describe.skipIf((await nftSupport()).translate !== null)('a VM on a declared network', () => {
   test('keeps guards, published ports, bandwidth and probes when its manager is killed', {
     timeout: 90_000,

@@ -1,5 +1,16 @@
 /** What a shadow image is at rest: snapshots, clones, files for other hosts, and older epochs to go back to. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  fstatSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -176,6 +187,39 @@ describe('a copy', () => {
     expect(await manager.port.verifyShadow('web', ignore)).toMatchObject({ vm: 'web', damagedPages: 0 });
     expect(manager.port.showVm('web')).toMatchObject({ pid: before, state: 'running' });
   });
+});
+
+test('a guest never gets a page that its image has lost: it is taken back to an epoch that is whole', async () => {
+  await manager.runVm({ ...spec, name: 'torn', shadow: { kind: 'always' } });
+  await manager.shadowReady('torn');
+  await write('torn', 'before');
+  await nextEpoch('torn');
+  await sleep(1000); // a step back is half a second at least
+  const log = join(manager.stateDir.vmDir('torn'), 'shadow');
+  const sizes = new Map(readdirSync(log).map((file) => [file, statSync(join(log, file)).size]));
+  await write('torn', 'after');
+  expect(await guest('torn', 'dd if=/dev/urandom of=/dev/shm/noise bs=65536 count=128')).toBe(0);
+  await nextEpoch('torn');
+  for (const file of readdirSync(log)) {
+    const fd = openSync(join(log, file), 'r+');
+    for (let at = sizes.get(file) ?? 4096; at < fstatSync(fd).size; at += 1024) writeSync(fd, 'torn', at);
+    closeSync(fd);
+  }
+  const corrupt = manager.nextEvent('torn', 'image.corrupt');
+  const promoted = manager.nextPromotion('torn');
+  await manager.port.injectFault('torn', 'kill');
+  expect((await corrupt).message).toMatch(
+    /^page \d+ of the shadow image can not be given to the guest, which is ended: /,
+  );
+  await promoted;
+  await manager.until('a guest that is whole', () => {
+    const { state, guest: figures } = manager.port.showVm('torn');
+    return state === 'running' && figures !== null && figures.beats > 20;
+  });
+  expect(await has('torn', 'before')).toBe(0);
+  expect(await guest('torn', 'test ! -e /dev/shm/noise')).toBe(0);
+  expect(manager.events.list({ vm: 'torn' }).map((event) => event.type)).toContain('promotion.rewound');
+  await manager.port.removeVm('torn', { force: true });
 });
 
 describe('a snapshot', () => {

@@ -8,7 +8,9 @@
 #include "../memory.h"
 
 constexpr char kSegmentMagic[8] = {'S', 'h', 'a', 'd', 'o', 'w', 'V', 'M'};
-constexpr uint32_t kFormatVersion = 1;
+// An image without disks is written as version 1, which knows none: older readers can read it.
+constexpr uint32_t kFormatVersion = 2;
+constexpr uint32_t kFormatVersionWithoutDisks = 1;
 constexpr uint32_t kRecordMagic = 0x44524353;  // "SCRD"
 constexpr uint32_t kBlockMagic = 0x4b4c4253;   // "SBLK"
 constexpr uint32_t kCommitMagic = 0x544d4353;  // "SCMT"
@@ -20,6 +22,8 @@ constexpr size_t kIdBytes = 16;
 // Limits of what a reader believes, so that a damaged length never becomes a huge allocation.
 constexpr size_t kMaxDeviceBytes = 256u << 20;
 constexpr size_t kMaxVmBytes = 256;
+constexpr uint64_t kMiB = 1u << 20;
+constexpr uint64_t kMaxPageBytes = uint64_t{1} << 44;  // of RAM and disks together: page numbers have 32 bits
 constexpr uint64_t kMaxSegmentBytes = uint64_t{1} << 41;
 constexpr size_t kMaxSegments = 65535;  // 65535 itself is a fold that is being written
 
@@ -43,7 +47,7 @@ struct SegmentHeader {
   uint32_t number;
   uint32_t vmBytes;
   uint32_t labelBytes;
-  uint32_t reserved;
+  uint32_t diskMiB;  // of all writable disks; 0 in version 1
   uint8_t key[kHashKeyBytes];
   uint64_t textChecksum;  // of name and label
   uint64_t checksum;      // of all above; without the key, which it guards

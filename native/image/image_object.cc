@@ -6,8 +6,11 @@
 #include <cstring>
 
 #include "../addon.h"
+#include "../disk/twin.h"
 #include "../memory.h"
 
+// A GiB at a time: what differs is noted in a bit for each page.
+constexpr size_t kFillDiskPages = 1u << 18;
 constexpr double kMaxExact = 9007199254740991.0;  // 2^53 - 1
 
 namespace {
@@ -70,9 +73,9 @@ Napi::Object ToObject(Napi::Env env, const EpochInfo& info) {
   return result;
 }
 
-// A whole memory as one epoch: every page that differs from the head.
+// A whole memory, and disks that nobody writes, as one epoch: every page that differs from the head.
 AppendStats AppendMemory(ShadowImage& image, const EpochMeta& meta, const std::vector<uint8_t>& device,
-                         const SharedMemory& ram) {
+                         const SharedMemory& ram, const std::vector<int>& disks) {
   if (ram.bytes != image.ramBytes()) throw Failure{"ERR_SIZE", "append", "image and memory differ in RAM size"};
   static const uint8_t zeros[kPageBytes] = {};
   image.Begin();
@@ -90,6 +93,15 @@ AppendStats AppendMemory(ShadowImage& image, const EpochMeta& meta, const std::v
         image.Add(page, image.HashOf(copy), copy);
       }
     });
+    size_t page = image.pages();
+    for (const int disk : disks)
+      page += VisitDisk(disk, [&](size_t each, const uint8_t* content) {
+        if (page + each >= (image.ramBytes() + image.diskBytes()) / kPageBytes)
+          throw Failure{"ERR_SIZE", "append", "the disks are bigger than the image knows of"};
+        if (content != nullptr || image.PageHash(page + each) != image.ZeroHash())
+          image.Add(page + each, content == nullptr ? image.ZeroHash() : image.HashOf(content),
+                    content == nullptr ? zeros : content);
+      });
     return image.Commit(meta, device.data(), device.size());
   } catch (...) {
     image.Abandon();
@@ -131,7 +143,7 @@ void ShadowImageObject::Register(Napi::Env env, Napi::Object exports) {
        InstanceMethod<&Self::Describe>("describe"), InstanceMethod<&Self::Epochs>("epochs"),
        InstanceMethod<&Self::DeviceState>("deviceState"), InstanceMethod<&Self::Append>("append"),
        InstanceMethod<&Self::Rewind>("rewind"), InstanceMethod<&Self::Flush>("flush"),
-       InstanceMethod<&Self::Fill>("fill"), InstanceMethod<&Self::ReadPage>("readPage"),
+       InstanceMethod<&Self::Fill>("fill"), InstanceMethod<&Self::FillDisk>("fillDisk"), InstanceMethod<&Self::ReadPage>("readPage"),
        InstanceMethod<&Self::Stats>("stats"), InstanceMethod<&Self::Compact>("compact"),
        InstanceMethod<&Self::Pack>("pack"), InstanceMethod<&Self::Verify>("verify"),
        InstanceMethod<&Self::Stop>("stop"), InstanceMethod<&Self::Close>("close")});
@@ -167,16 +179,17 @@ Napi::Value ShadowImageObject::Run(Napi::Env env, std::unique_ptr<Worker>& worke
   }
 }
 
-// create(folder, {vm, ramBytes, base?, label?, segmentBytes?})
+// create(folder, {vm, ramBytes, diskBytes?, base?, label?, segmentBytes?})
 Napi::Value ShadowImageObject::Create(const Napi::CallbackInfo& info) {
   return Run(info.Env(), quick_, false, [&] {
-    const char* const usage = "create(folder, {vm, ramBytes, base?, label?, segmentBytes?})";
+    const char* const usage = "create(folder, {vm, ramBytes, diskBytes?, base?, label?, segmentBytes?})";
     if (!info[0].IsString()) throw MakeTypeError(info.Env(), "ShadowImage", usage);
     Napi::Object given = Options(info, 1, usage);
     ImageOptions options;
     options.vm = Text(given, "vm", usage);
     options.label = Text(given, "label", usage);
     options.ramBytes = Whole(given, "ramBytes", -1, 17592186044416.0, usage);
+    options.diskBytes = Whole(given, "diskBytes", 0, 17592186044416.0, usage);
     options.segmentBytes = Whole(given, "segmentBytes", 64 << 20, 1099511627776.0, usage);
     options.base = BaseOf(given.Get("base"));
     return [this, folder = info[0].As<Napi::String>().Utf8Value(), options]() -> Worker::Finish {
@@ -219,6 +232,7 @@ Napi::Value ShadowImageObject::Describe(const Napi::CallbackInfo& info) {
   result.Set("id", image->id());
   result.Set("baseId", image->baseId());
   result.Set("ramBytes", Double(image->ramBytes()));
+  result.Set("diskBytes", Double(image->diskBytes()));
   result.Set("headEpoch", Double(image->HeadEpoch()));
   result.Set("lastEpoch", Double(image->LastEpoch()));
   return result;
@@ -241,15 +255,20 @@ Napi::Value ShadowImageObject::DeviceState(const Napi::CallbackInfo& info) {
   });
 }
 
-// append(meta, deviceState, ram)
+// append(meta, deviceState, ram, descriptors of the disks)
 Napi::Value ShadowImageObject::Append(const Napi::CallbackInfo& info) {
   return Run(info.Env(), quick_, true, [&] {
     const EpochMeta meta = MetaOf(Options(info, 0, "append(meta, deviceState, ram)"));
     if (!info[1].IsBuffer()) throw MakeTypeError(info.Env(), "ShadowImage", "append(meta, deviceState, ram)");
     const auto buffer = info[1].As<Napi::Buffer<uint8_t>>();
     std::vector<uint8_t> device(buffer.Data(), buffer.Data() + buffer.Length());
-    return [image = image_, meta, device = std::move(device), ram = GuestRam::From(info[2])]() -> Worker::Finish {
-      const AppendStats stats = AppendMemory(*image, meta, device, *ram);
+    std::vector<int> disks;
+    if (info[3].IsArray())
+      for (uint32_t i = 0; i < info[3].As<Napi::Array>().Length(); i++)
+        disks.push_back(static_cast<int>(
+            WholeNumber(info[3].As<Napi::Array>().Get(i), 0, INT32_MAX, "append", "a disk is a descriptor")));
+    return [image = image_, meta, device = std::move(device), ram = GuestRam::From(info[2]), disks]() -> Worker::Finish {
+      const AppendStats stats = AppendMemory(*image, meta, device, *ram, disks);
       return [stats](Napi::Env env) {
         Napi::Object result = Napi::Object::New(env);
         result.Set("changedPages", Double(stats.changedPages));
@@ -290,6 +309,24 @@ Napi::Value ShadowImageObject::Fill(const Napi::CallbackInfo& info) {
     return [image = image_, ram = GuestRam::From(info[0]), share]() -> Worker::Finish {
       const uint64_t filled = FillMemory(*image, *ram, share);
       return [filled](Napi::Env env) { return Napi::Number::New(env, Double(filled)); };
+    };
+  });
+}
+
+// fillDisk(fd, firstPage, bytes): how many pages of the file were not what the head holds. The file must stay open.
+Napi::Value ShadowImageObject::FillDisk(const Napi::CallbackInfo& info) {
+  return Run(info.Env(), quick_, true, [&] {
+    const char* const usage = "fillDisk(fd, firstPage, bytes)";
+    const int fd = static_cast<int>(WholeNumber(info[0], 0, INT32_MAX, "fillDisk", usage));
+    const auto first = static_cast<size_t>(WholeNumber(info[1], 0, UINT32_MAX, "fillDisk", usage));
+    const auto pages = static_cast<size_t>(WholeNumber(info[2], 0, kMaxExact, "fillDisk", usage)) / kPageBytes;
+    if (first < image_->pages() || first + pages > (image_->ramBytes() + image_->diskBytes()) / kPageBytes)
+      throw MakeError(info.Env(), "ERR_SIZE", "fillDisk", "the image has no such disk");
+    return [image = image_, fd, first, pages]() -> Worker::Finish {
+      uint64_t mended = 0;
+      for (size_t from = 0; from < pages; from += kFillDiskPages)
+        mended += ::FillDisk(*image, fd, first, from, std::min(pages, from + kFillDiskPages));
+      return [mended](Napi::Env env) { return Napi::Number::New(env, Double(mended)); };
     };
   });
 }

@@ -26,6 +26,7 @@ class ShadowImageObject : public Napi::ObjectWrap<ShadowImageObject> {
   Napi::Value Rewind(const Napi::CallbackInfo& info);
   Napi::Value Flush(const Napi::CallbackInfo& info);
   Napi::Value Fill(const Napi::CallbackInfo& info);
+  Napi::Value FillDisk(const Napi::CallbackInfo& info);
   Napi::Value ReadPage(const Napi::CallbackInfo& info);
   Napi::Value Stats(const Napi::CallbackInfo& info);
   Napi::Value Compact(const Napi::CallbackInfo& info);

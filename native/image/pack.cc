@@ -45,7 +45,7 @@ PackStats ShadowImage::Pack(const PackOptions& options, const std::atomic<bool>&
   FaultPoint("pack", 1);
   if (flatten) {
     // The base's pages are the oldest, and its own oldest ones come first.
-    std::vector<uint32_t> order = s.base->FillOrder();
+    std::vector<uint32_t> order = s.base->StoredOrder(0, table.pages());
     std::reverse(order.begin(), order.end());
     std::vector<bool> wanted(table.pages());
     for (const uint32_t page : order) wanted[page] = table.At(page).kind() == EntryKind::kBase;
@@ -100,8 +100,8 @@ VerifyStats ShadowImage::Verify(int dutyPercent, const std::atomic<bool>& stop) 
   }
   Pace pace(dutyPercent, stop);
   PageScratch scratch;
-  std::vector<bool> seen(pages());
-  for (const uint32_t page : FillOrder()) {
+  std::vector<bool> seen(s.identity.pages());
+  for (const uint32_t page : StoredOrder(0, s.identity.pages())) {
     if (seen[page]) continue;  // came with another
     pace.Step();
     try {

@@ -7,7 +7,8 @@
 
 void ShadowImage::ReadAround(size_t page, PageScratch& scratch, const Visit& visit) const {
   ImageState& s = *state_;
-  if (page >= s.identity.pages()) throw Failure{"ERR_SIZE", "read", "the RAM has no such page"};
+  if (page >= s.identity.pages()) throw Failure{"ERR_SIZE", "read", "the VM has no such page"};
+  const auto isOfRam = [&](size_t each) { return each < s.identity.ramPages(); };
   Location at;
   uint64_t hash;
   std::shared_ptr<Segment> segment;  // keeps the file open when the segment is dropped meanwhile
@@ -41,7 +42,7 @@ void ShadowImage::ReadAround(size_t page, PageScratch& scratch, const Visit& vis
   visit(page, content(at.slot()));
   for (size_t slot = 0; slot < block.header.slots; slot++) {
     const size_t other = block.pages[slot];
-    if (slot == at.slot() || other >= s.identity.pages()) continue;
+    if (slot == at.slot() || other >= s.identity.pages() || isOfRam(other) != isOfRam(page)) continue;
     {
       std::shared_lock<std::shared_mutex> lock(s.mutex);
       if (!(s.table.At(other) == Location::In(EntryKind::kBlock, at.segment(), at.offset(), slot))) continue;
@@ -87,7 +88,9 @@ void ShadowImage::ReadPage(size_t page, uint8_t* out) const {
   });
 }
 
-std::vector<uint32_t> ShadowImage::FillOrder() const {
+std::vector<uint32_t> ShadowImage::FillOrder() const { return StoredOrder(0, pages()); }
+
+std::vector<uint32_t> ShadowImage::StoredOrder(size_t first, size_t end) const {
   const ImageState& s = *state_;
   struct Place {
     uint64_t recency;
@@ -102,7 +105,7 @@ std::vector<uint32_t> ShadowImage::FillOrder() const {
     std::vector<uint64_t> recency(s.segments.size());
     for (size_t slot = 0; slot < recency.size(); slot++)
       if (s.segments.At(slot)) recency[slot] = s.segments.At(slot)->recency();
-    for (size_t page = 0; page < s.identity.pages(); page++) {
+    for (size_t page = first; page < end; page++) {
       const Location at = s.table.At(page);
       if (at.stored())
         places.push_back({recency[at.segment()], at.offset() << 4 | at.slot(), static_cast<uint32_t>(page)});
@@ -117,7 +120,7 @@ std::vector<uint32_t> ShadowImage::FillOrder() const {
   order.reserve(places.size());
   for (const Place& place : places) order.push_back(place.page);
   if (s.base)
-    for (const uint32_t page : s.base->FillOrder())
+    for (const uint32_t page : s.base->StoredOrder(first, end))
       if (ofBase[page]) order.push_back(page);
   return order;
 }

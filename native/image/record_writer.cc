@@ -75,7 +75,7 @@ void RecordWriter::Begin(RecordKind kind) {
 
 void RecordWriter::Add(size_t page, uint64_t hash, const uint8_t* content) {
   if (open_ != RecordKind::kEpoch) throw Failure{"ERR_NO_RECORD", "add", "no record is open"};
-  if (page >= image_.identity.pages()) throw Failure{"ERR_SIZE", "add", "the RAM has no such page"};
+  if (page >= image_.identity.pages()) throw Failure{"ERR_SIZE", "add", "the VM has no such page"};
   const uint32_t number = static_cast<uint32_t>(page);
   const bool unchanged = hash == image_.PageHash(page) && !image_.IsDamaged(number);
   if (unchanged && !isPending_[page]) {

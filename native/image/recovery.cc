@@ -103,7 +103,8 @@ void CheckBase(const ImageIdentity& identity, const std::shared_ptr<ShadowImage>
   }
   const std::string needed = Hex(identity.baseId);
   if (!base) throw Failure{"ERR_IMAGE_BASE", "open", path + " needs the base image " + needed};
-  if (base->id() != needed || base->HeadEpoch() != identity.baseEpoch || base->ramBytes() != identity.ramBytes)
+  if (base->id() != needed || base->HeadEpoch() != identity.baseEpoch || base->ramBytes() != identity.ramBytes ||
+      base->diskBytes() != identity.diskBytes)
     throw Failure{"ERR_IMAGE_BASE", "open", path + " needs the base image " + needed + ", not " + base->id()};
 }
 

@@ -21,12 +21,13 @@ std::string SegmentName(SegmentKind kind, uint32_t number) {
 std::vector<uint8_t> EncodeSegmentHeader(const ImageIdentity& identity, SegmentKind kind, uint32_t number) {
   SegmentHeader header = {};
   memcpy(header.magic, kSegmentMagic, sizeof header.magic);
-  header.version = kFormatVersion;
+  header.version = identity.diskBytes == 0 ? kFormatVersionWithoutDisks : kFormatVersion;
   header.kind = kind;
   memcpy(header.imageId, identity.imageId, kIdBytes);
   memcpy(header.baseId, identity.baseId, kIdBytes);
   header.baseEpoch = identity.baseEpoch;
   header.ramBytes = identity.ramBytes;
+  header.diskMiB = static_cast<uint32_t>(identity.diskBytes / kMiB);
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
   header.createdAtWallMs = static_cast<int64_t>(now.tv_sec) * 1000 + now.tv_nsec / 1000000;
@@ -62,7 +63,8 @@ ParsedHeader ParseSegmentHeader(const File& file) {
   }
   if (header.checksum != Checksum(nullptr, &header, offsetof(SegmentHeader, checksum)) || header.version == 0 ||
       header.vmBytes > kMaxVmBytes || header.labelBytes > ShadowImage::kMaxLabelBytes || header.ramBytes == 0 ||
-      header.ramBytes % kPageBytes != 0 || header.ramBytes > uint64_t{1} << 44 ||
+      header.ramBytes % kPageBytes != 0 || header.ramBytes > kMaxPageBytes - header.diskMiB * kMiB ||
+      (header.diskMiB != 0 && header.version == kFormatVersionWithoutDisks) ||
       (header.kind != SegmentKind::kLog && header.kind != SegmentKind::kFold))
     return parsed;
   std::string texts(header.vmBytes + header.labelBytes, '\0');
@@ -74,6 +76,7 @@ ParsedHeader ParseSegmentHeader(const File& file) {
   memcpy(identity.baseId, header.baseId, kIdBytes);
   identity.baseEpoch = header.baseEpoch;
   identity.ramBytes = header.ramBytes;
+  identity.diskBytes = header.diskMiB * kMiB;
   memcpy(identity.key, header.key, kHashKeyBytes);
   identity.vm = texts.substr(0, header.vmBytes);
   identity.label = texts.substr(header.vmBytes);

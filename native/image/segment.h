@@ -15,11 +15,14 @@ struct ImageIdentity {
   uint8_t baseId[kIdBytes] = {};
   uint64_t baseEpoch = 0;
   uint64_t ramBytes = 0;
+  uint64_t diskBytes = 0;
   uint8_t key[kHashKeyBytes] = {};
   std::string vm;
   std::string label;
 
-  size_t pages() const { return ramBytes / kPageBytes; }
+  // The RAM's pages, and behind them the disks', in their order.
+  size_t pages() const { return (ramBytes + diskBytes) / kPageBytes; }
+  size_t ramPages() const { return ramBytes / kPageBytes; }
   bool hasBase() const;
 };
 

@@ -30,19 +30,22 @@ ShadowImage::ShadowImage(std::unique_ptr<ImageState> state) : state_(std::move(s
 ShadowImage::~ShadowImage() { Abandon(); }
 
 std::shared_ptr<ShadowImage> ShadowImage::Create(const std::string& folder, const ImageOptions& options) {
-  if (options.ramBytes == 0 || options.ramBytes % kPageBytes != 0 || options.ramBytes > uint64_t{1} << 44)
+  if (options.ramBytes == 0 || options.ramBytes % kPageBytes != 0 || options.ramBytes > kMaxPageBytes)
     throw Failure{"ERR_SIZE", "create", "guest RAM must be a positive whole number of 4 KiB pages"};
+  if (options.diskBytes % kMiB != 0 || options.diskBytes > kMaxPageBytes - options.ramBytes)
+    throw Failure{"ERR_SIZE", "create", "disks must be a whole number of MiB, and not beyond all measure"};
   if (options.vm.size() > kMaxVmBytes || options.label.size() > kMaxLabelBytes)
     throw Failure{"ERR_SIZE", "create", "the VM's name or the label is too long"};
   ImageIdentity identity;
   identity.ramBytes = options.ramBytes;
+  identity.diskBytes = options.diskBytes;
   identity.vm = options.vm;
   identity.label = options.label;
   FillRandom(identity.imageId, kIdBytes);
   if (options.base) {
     const ImageState& base = *options.base->state_;
-    if (base.identity.ramBytes != options.ramBytes)
-      throw Failure{"ERR_IMAGE_BASE", "create", "the base image is of another RAM size"};
+    if (base.identity.ramBytes != options.ramBytes || base.identity.diskBytes != options.diskBytes)
+      throw Failure{"ERR_IMAGE_BASE", "create", "the base image is of another RAM or disk size"};
     memcpy(identity.baseId, base.identity.imageId, kIdBytes);
     identity.baseEpoch = options.base->HeadEpoch();
     memcpy(identity.key, base.identity.key, kHashKeyBytes);  // equal pages have equal checksums
@@ -99,7 +102,8 @@ std::string ShadowImage::id() const { return Hex(state_->identity.imageId); }
 std::string ShadowImage::baseId() const { return state_->identity.hasBase() ? Hex(state_->identity.baseId) : ""; }
 const std::shared_ptr<ShadowImage>& ShadowImage::base() const { return state_->base; }
 uint64_t ShadowImage::ramBytes() const { return state_->identity.ramBytes; }
-size_t ShadowImage::pages() const { return state_->identity.pages(); }
+uint64_t ShadowImage::diskBytes() const { return state_->identity.diskBytes; }
+size_t ShadowImage::pages() const { return state_->identity.ramPages(); }
 const uint8_t* ShadowImage::HashKey() const { return state_->key(); }
 uint64_t ShadowImage::HashOf(const uint8_t* content) const { return state_->HashOf(content); }
 uint64_t ShadowImage::ZeroHash() const { return state_->zeroHash; }

@@ -31,6 +31,7 @@ struct ImageState;
 struct ImageOptions {
   std::string vm;
   uint64_t ramBytes = 0;
+  uint64_t diskBytes = 0;  // of all writable disks together, whole MiB
   std::shared_ptr<ShadowImage> base;  // stays open as long as this image is; its hash key is this image's too
   std::string label;                  // free-form text kept with the image, at most kMaxLabelBytes
   uint64_t segmentBytes = 64u << 20;
@@ -124,6 +125,7 @@ class ShadowImage : public PageSource {
   std::string baseId() const;  // of the base that it needs; empty: none
   const std::shared_ptr<ShadowImage>& base() const;
   uint64_t ramBytes() const;
+  uint64_t diskBytes() const;
 
   // ---- the head ----
   uint64_t HeadEpoch() const;                // 0: none
@@ -135,7 +137,7 @@ class ShadowImage : public PageSource {
 
   // ---- append: one record at a time ----
   void Begin();
-  // `hash` is HashOf(content). A later Add of the same page in one record wins. content is not kept.
+  // Pages of disks are numbered on from the RAM's last. `hash` is HashOf(content). A later Add of the same page in one record wins. content is not kept.
   void Add(size_t page, uint64_t hash, const uint8_t* content);
   // parent must be HeadEpoch(), epoch above LastEpoch() (ERR_EPOCH_ORDER). When it throws, the record is abandoned and
   // the head unchanged. ERR_IMAGE_FULL: see Compact.
@@ -143,11 +145,15 @@ class ShadowImage : public PageSource {
   void Abandon();  // harmless without a record
 
   // ---- read ----
+  // As a source of pages it is the RAM's alone.
   size_t pages() const override;
+  // Also of a page of a disk, with which only other pages of disks are visited.
   void ReadAround(size_t page, PageScratch& scratch, const Visit& visit) const override;
   void Expect(const std::vector<uint32_t>& pages) const override;
   bool Holds(size_t page, const uint8_t* content) const override;
   std::vector<uint32_t> FillOrder() const override;
+  // The same order, of the stored pages from `first` to before `end`.
+  std::vector<uint32_t> StoredOrder(size_t first, size_t end) const;
   void ReadPage(size_t page, uint8_t* out) const;
   std::vector<EpochInfo> Epochs() const;  // that Rewind can reach, oldest first
   std::vector<uint8_t> DeviceState(uint64_t epoch) const;  // ERR_NO_EPOCH

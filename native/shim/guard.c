@@ -1,6 +1,7 @@
-// A manager may be killed at any moment, and be away for a while. Two things must not wait for the next one:
+// A manager may be killed at any moment, and be away for a while. Three things must not wait for the next one:
 //
 //  - a guest that it had stopped for an epoch: it is let go, through a monitor that nobody else uses;
+//  - what a guest in strict mode sent, and nobody commits any more: it leaves, so that the guest can be reached;
 //  - once a lazily filled RAM is complete: faults on pages that the guest gave back or never used. They are zeros.
 //
 // That the manager is gone is known from a pipe of which only a manager has the write end; a new manager opens it again
@@ -25,6 +26,8 @@
 #define RESCUE_GAP_MS 20
 // How often to look for a new manager.
 #define ORPHAN_LOOK_MS 200
+// A manager that comes back at once finds what it held; later the guest has gone on without one.
+#define RELEASE_AFTER_MS 2000
 #define PAGE_BYTES 4096u
 
 static uint32_t flag(const uint32_t *word) {
@@ -49,6 +52,14 @@ static int manager_lives(void) {
 static void let_guest_go(int rescue) {
   // The first is an error from the second time on, which does no harm. Before it no events come through this monitor.
   static const char words[] = "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\"}\n";
+  (void)!send(rescue, words, sizeof words - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+// The holds of src/protect/output-hold.ts, in any order: what one held goes through those that are older.
+static void release_packets(int rescue) {
+  static const char words[] = "{\"execute\":\"qmp_capabilities\"}\n"
+#define RELEASE(id) "{\"execute\":\"object-del\",\"arguments\":{\"id\":\"hold" #id "\"}}\n"
+      RELEASE(0) RELEASE(1) RELEASE(2) RELEASE(3) RELEASE(4) RELEASE(5) RELEASE(6) RELEASE(7);
   (void)!send(rescue, words, sizeof words - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
@@ -104,6 +115,7 @@ void guard_forever(struct guard guard) {
   struct stat pipe;
   const int has_lifeline = fstat(SHADOWVM_FD_LIFELINE, &pipe) == 0 && S_ISFIFO(pipe.st_mode);
   int orphaned = 0;
+  int64_t release_at_ms = 0;
   int rescues = RESCUES;
   int64_t next_rescue_ms = 0;
   for (;;) {
@@ -115,7 +127,12 @@ void guard_forever(struct guard guard) {
     } else {
       // Faults that it had read and not answered come again.
       if (!orphaned && serves) wake(control, control->ram_base, control->ram_bytes);
+      if (!orphaned) release_at_ms = now_ms() + RELEASE_AFTER_MS;
       orphaned = 1;
+      if (release_at_ms != 0 && now_ms() >= release_at_ms && guard.rescue >= 0) {
+        release_packets(guard.rescue);
+        release_at_ms = 0;
+      }
       const int stands = flag(&control->paused_for_epoch) && guard.rescue >= 0 && rescues > 0;
       if (stands && now_ms() >= next_rescue_ms) {
         let_guest_go(guard.rescue);

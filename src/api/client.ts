@@ -6,7 +6,7 @@ import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
 import type { Metric } from '../history/metrics.js';
 import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
-import type { AllocationSpec, StandbyLevel, VmSpecInput } from '../vm/spec.js';
+import type { AllocationSpec, Mode, StandbyLevel, VmSpecInput } from '../vm/spec.js';
 import type {
   AllocationView,
   AnalysisView,
@@ -151,6 +151,9 @@ export class Client {
   }
   async listEpochs(name: string): Promise<EpochView[]> {
     return (await this.#call(routes.listEpochs, { name })).epochs;
+  }
+  changeMode(name: string, mode: Mode): Promise<VmView> {
+    return this.#call(routes.changeMode, { name, body: { mode } });
   }
   changeStandby(name: string, standby: StandbyLevel): Promise<ShadowView> {
     return this.#call(routes.changeStandby, { name, body: { standby } });

@@ -102,6 +102,7 @@ export const routes = {
     body: s.promoteBodySchema,
   }),
   listEpochs: query('/v1/vms/:name/shadow/epochs', 'list the epochs', s.epochsResponseSchema),
+  changeMode: change('POST', '/v1/vms/:name/mode', 'change the mode', s.vmViewSchema, { body: s.modeBodySchema }),
   changeStandby: change('POST', '/v1/vms/:name/shadow/standby', 'change the standby', s.shadowViewSchema, {
     body: s.standbyBodySchema,
   }),

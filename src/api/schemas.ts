@@ -6,7 +6,7 @@
 import { z } from 'zod';
 import { ERROR_STATUS, type ErrorBody, type ErrorCode, ShadowVmError } from '../errors.js';
 import { networkNameSchema, networkSpecSchema, networkViewSchema } from '../vm/network.js';
-import { standbyLevelSchema, vmNameSchema, vmSpecSchema } from '../vm/spec.js';
+import { modeSchema, standbyLevelSchema, vmNameSchema, vmSpecSchema } from '../vm/spec.js';
 import {
   epochViewSchema,
   eventSchema,
@@ -58,6 +58,7 @@ const oneOfBoth = ({ epoch, before }: { epoch?: number | undefined; before?: str
 const ONE_OF_BOTH = 'an epoch is named by its number or by a moment, not by both';
 export const promoteBodySchema = z.strictObject(wantedEpoch).refine(oneOfBoth, ONE_OF_BOTH);
 export const cloneVmBodySchema = z.strictObject({ name: vmNameSchema, ...wantedEpoch }).refine(oneOfBoth, ONE_OF_BOTH);
+export const modeBodySchema = z.strictObject({ mode: modeSchema });
 export const standbyBodySchema = z.strictObject({ standby: standbyLevelSchema });
 const pathSchema = z.string().min(1).max(4096);
 export const exportBodySchema = z.strictObject({

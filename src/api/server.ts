@@ -186,6 +186,7 @@ class Api implements ApiServer {
     });
     this.#serve(routes.promoteShadow, ({ name, body }) => manager.promoteShadow(name, wantedOf(body)));
     this.#serve(routes.listEpochs, ({ name }) => ({ epochs: manager.listEpochs(name) }));
+    this.#serve(routes.changeMode, ({ name, body }) => manager.changeMode(name, body.mode));
     this.#serve(routes.changeStandby, ({ name, body }) => manager.changeStandby(name, body.standby));
     this.#serve(routes.verifyShadow, ({ name }, progress) => manager.verifyShadow(name, progress));
     this.#serve(routes.listSnapshots, () => ({ snapshots: manager.listSnapshots() }));

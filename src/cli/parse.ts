@@ -9,6 +9,7 @@ import {
   parseDurationMs,
   parseShare,
 } from '../vm/quantity-text.js';
+import type { Mode } from '../vm/spec.js';
 import { MIB, RAM_BYTES_MAX, RAM_BYTES_MIN, vmNameSchema } from '../vm/spec.js';
 
 export function vmName(text: string): string {
@@ -96,6 +97,12 @@ function wholeSeconds(what: string, min: number, max: number): (text: string) =>
     if (Number.isInteger(seconds) && seconds >= min && seconds <= max) return seconds;
     throw malformed(what, text, `it is not whole seconds from ${min} to ${max}`, 'Write a number and s, m or h');
   };
+}
+
+/** @throws INVALID_ARGUMENT */
+export function mode(text: string): Mode {
+  if (text === 'async' || text === 'strict') return text;
+  throw usageError(`"${text}" is no mode`, 'The modes are async and strict');
 }
 
 export const epochNumber = wholeNumber('the epoch', 1, Number.MAX_SAFE_INTEGER);

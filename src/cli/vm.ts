@@ -1,9 +1,20 @@
 /** `shadowvm vm …` */
+import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { check, type Fault, runVmBodySchema } from '../api/schemas.js';
+import { parseDisk } from '../vm/disk-text.js';
 import { type ProbeCheck, parseProbe } from '../vm/probe.js';
 import { formatBitsPerSecond, formatBytesExact } from '../vm/quantity-text.js';
-import { type Durability, type StandbyLevel, type Trigger, VCPUS_MAX, type VmSpecInput } from '../vm/spec.js';
+import {
+  type DiskCache,
+  type DiskSpec,
+  type Durability,
+  type Mode,
+  type StandbyLevel,
+  type Trigger,
+  VCPUS_MAX,
+  type VmSpecInput,
+} from '../vm/spec.js';
 import { parseStandby } from '../vm/standby-text.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
 import type { OnProgress, VmView } from '../vm/view.js';
@@ -27,10 +38,13 @@ interface RunOptions extends AllocationOptions {
   probeTimeout?: number;
   probeFailures?: number;
   publish?: parse.PublishedPort[];
+  disk?: DiskSpec[];
+  cache?: DiskCache;
   accelerator?: VmSpecInput['accelerator'];
   tracking?: VmSpecInput['tracking'];
   shadow?: 'manual' | 'always';
   shadowWhen?: Trigger[];
+  mode?: Mode;
   standby?: StandbyLevel;
   durability?: Durability;
   keep?: number;
@@ -144,6 +158,24 @@ export function addVmVerbs(program: Command): void {
 
   addVerb(
     vm,
+    'mode <name> <mode>',
+    {
+      summary: 'change between async and strict',
+      description:
+        'async: what the guest sends leaves at once, and a failover rolls back at most the lag.\n' +
+        'strict: it leaves when the epoch in which it was sent is committed, some ms later; what anybody outside has seen\n' +
+        'is never rolled back, and connections survive a failover. On a tap, with a shadow.',
+      examples: ['vm mode web strict', 'vm mode web async'],
+    },
+    (command) => command,
+    async (session, args) => {
+      const view = await session.client.changeMode(nameOf(args), parse.mode(args[1]!));
+      session.result(view, `the mode of ${view.name} is ${modeWords(view)}\n`);
+    },
+  );
+
+  addVerb(
+    vm,
     'kill <name>',
     {
       summary: 'stop a VM at once',
@@ -251,6 +283,7 @@ function addRun(vm: Command): void {
       examples: [
         'vm run web',
         'vm run db --ram 1G --vcpus 2 --shadow always --max-lag 200ms',
+        'vm run store --disk data=8G --disk base=/srv/debian.img,ro --shadow always',
         'vm run cache --net backend --publish 6379:6379 --bandwidth 100M',
         'vm run db --shadow always --probe redis:6379 --probe-period 1s',
         "vm run api --shadow-when 'cpu>60%/5s' --shadow-when 'network>10MB/s/3s'",
@@ -278,6 +311,18 @@ function addRun(vm: Command): void {
           new Option('--publish <host:guest>', 'a port of this host that leads to it; repeatable').argParser(
             parse.collect(parse.publishedPort),
           ),
+        )
+        .addOption(
+          new Option('--disk <name=what>', 'SIZE, PATH (copied) or PATH,ro (used as it is); repeatable').argParser(
+            parse.collect(parseDisk),
+          ),
+        )
+        .addOption(
+          new Option('--cache <mode>', 'of its disks, see docs/disks.md; default: writeback').choices([
+            'writeback',
+            'none',
+            'unsafe',
+          ]),
         )
         .addOption(
           new Option('--bandwidth <rate>', 'bits per second in each direction; default: no limit').argParser(
@@ -309,6 +354,12 @@ function addRun(vm: Command): void {
           new Option('--probe-failures <n>', 'in a row, and the guest counts as failed; default: 3').argParser(
             parse.wholeNumber('the number of failures', 1, 100),
           ),
+        )
+        .addOption(
+          new Option('--mode <mode>', 'when packets leave: at once, or when committed; default: async').choices([
+            'async',
+            'strict',
+          ]),
         )
         .addOption(
           new Option('--standby <level>', 'image, process, or resident[=PERCENT]; default: process').argParser(
@@ -395,6 +446,8 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
     network,
     net,
     publish,
+    disks: options.disk?.map((disk) => ({ ...disk, path: disk.path === null ? null : resolve(disk.path) })),
+    diskCache: options.cache,
     accelerator,
     tracking,
     ramBytes: options.ram,
@@ -406,6 +459,7 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
       failures: options.probeFailures,
     })),
     pacing,
+    mode: options.mode,
     standby: options.standby,
     durability: options.durability,
     retention: {
@@ -457,6 +511,7 @@ function vmDetails(vm: VmView): string {
     ['uptime', guest === null ? null : `${show.span(guest.uptimeMs)}, ${CAME_UP[vm.origin]} in ${show.ms(vm.bootMs)}`],
     ['address', `${[vm.address ?? show.NONE, vm.address6].filter((each) => each !== null).join(', ')} (${network})`],
     ['bandwidth', bandwidth === null ? null : `${formatBitsPerSecond(bandwidth)}bit/s in each direction`],
+    ['disks', spec.disks.map(diskWords).join(', ') || null],
     ['ports', spec.publish.map((port) => `${port.hostPort} → ${port.guestPort}`).join(', ') || null],
     ['process', vm.pid === null ? null : `${vm.pid} on ${vm.accelerator}`],
     [
@@ -470,6 +525,7 @@ function vmDetails(vm: VmView): string {
       'probe',
       `${probe} ${health}${reason === null ? '' : `: ${reason}`}`,
     ]),
+    ['mode', spec.mode === 'async' && vm.strict === null ? null : modeWords(vm)],
     ['snapshot', vm.snapshot === null ? null : snapshotWords(vm)],
     ...(vm.shadow === null ? noShadow(vm) : shadowDetails(vm.shadow, spec.pacing.maxLagMs)),
     [
@@ -478,6 +534,14 @@ function vmDetails(vm: VmView): string {
     ],
     ['created', show.time(vm.createdAt)],
   ]);
+}
+
+function diskWords({ name, sizeBytes, path, readOnly }: DiskSpec): string {
+  return readOnly ? `${name} (${path}, read-only)` : `${name} (${formatBytesExact(sizeBytes ?? 0)})`;
+}
+
+function modeWords({ spec, strict }: VmView): string {
+  return strict === 'suspended' ? 'strict, suspended: packets leave before they are committed' : spec.mode;
 }
 
 function snapshotWords({ name, snapshot }: VmView): string | null {

@@ -58,11 +58,13 @@ const BUSYBOX_PACKAGE = 'busybox-static';
 const PACKAGES_MAX = 256;
 
 /** Rises when the builder puts other things, or things otherwise, into an image. */
-const BUILDER_VERSION = 1;
+const BUILDER_VERSION = 2;
 
 /** Our machine's devices. Console first: it carries the heartbeat, which is to begin as early as possible. */
 const MODULES = ['virtio_mmio', 'virtio_console', 'virtio_balloon', 'virtio_blk', 'virtio_net', 'virtio_rng'];
-const OPTIONAL_MODULES = new Set(['virtio_rng']);
+/** Loaded in guests that have a disk. A checksum that the file systems ask for by its algorithm's name comes first. */
+const DISK_MODULES = ['crc32c_generic', 'ext4', 'xfs'];
+const OPTIONAL_MODULES = new Set(['virtio_rng', 'crc32c_generic']);
 
 /**
  * Builds the image, or finds that it is built already: then nothing is written and the network is not used.
@@ -314,7 +316,13 @@ interface Kernel {
   /** The configuration it was built with: lines of CONFIG_X=y. */
   config: string;
   /** Path in the guest and content, in the order of loading. */
-  modules: { path: string; content: Buffer }[];
+  modules: KernelModule[];
+  diskModules: KernelModule[];
+}
+
+interface KernelModule {
+  path: string;
+  content: Buffer;
 }
 
 async function readKernel(folder: string, subject: string): Promise<Kernel> {
@@ -349,16 +357,20 @@ async function readKernel(folder: string, subject: string): Promise<Kernel> {
     contents.set(name, content);
     for (const dependency of moduleDepends(content)) await gather(dependency);
   };
-  for (const name of MODULES) await gather(name);
-  const order = loadOrder(MODULES, (name) => {
-    const content = contents.get(name);
-    return content === undefined ? null : moduleDepends(content);
-  });
+  for (const name of [...MODULES, ...DISK_MODULES]) await gather(name);
+  const inOrder = (names: readonly string[]): KernelModule[] =>
+    loadOrder(names, (name) => {
+      const content = contents.get(name);
+      return content === undefined ? null : moduleDepends(content);
+    }).map((name) => ({ path: `usr/lib/modules/${name}.ko`, content: contents.get(name)! }));
+  const modules = inOrder(MODULES);
+  const loaded = new Set(modules.map(({ path }) => path));
   return {
     version,
     image: await readFile(join(folder, 'boot', file)),
     config: await readFile(join(folder, 'boot', `config-${version}`), 'utf8'),
-    modules: order.map((name) => ({ path: `usr/lib/modules/${name}.ko`, content: contents.get(name)! })),
+    modules,
+    diskModules: inOrder(DISK_MODULES).filter(({ path }) => !loaded.has(path)),
   };
 }
 
@@ -411,9 +423,13 @@ function addGuestPart(root: FileTree, guest: GuestSources, program: Buffer): voi
 }
 
 function addModules(root: FileTree, kernel: Kernel): void {
-  for (const { path, content } of kernel.modules) root.set(path, { kind: 'file', mode: 0o644, content });
-  const list = kernel.modules.map(({ path }) => `/${path}\n`).join('');
-  root.set('usr/lib/modules.order-to-load', { kind: 'file', mode: 0o644, content: Buffer.from(list) });
+  const put = (list: string, modules: readonly KernelModule[]): void => {
+    for (const { path, content } of modules) root.set(path, { kind: 'file', mode: 0o644, content });
+    const text = modules.map(({ path }) => `/${path}\n`).join('');
+    root.set(`usr/lib/${list}`, { kind: 'file', mode: 0o644, content: Buffer.from(text) });
+  };
+  put('modules.order-to-load', kernel.modules);
+  put('modules.of-disks', kernel.diskModules);
 }
 
 /** Compiled once per source; static, so that it runs whatever libraries the image has. */

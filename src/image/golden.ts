@@ -8,6 +8,7 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import type { QemuVersion } from '../qemu/argv.js';
+import type { DiskSpec } from '../vm/spec.js';
 import type { Image } from './store.js';
 
 /** Raised when guests would find other devices, or devices that can do more: older snapshots are made anew. */
@@ -19,13 +20,18 @@ export interface GoldenShape {
   network: 'tap' | 'user' | 'none';
   accelerator: 'kvm' | 'tcg';
   qemu: QemuVersion;
+  /** Empty ones. */
+  disks: readonly DiskSpec[];
 }
 
 /** The file of the golden snapshot; whether it is there is another question. */
 export function goldenPath(image: Image, shape: GoldenShape): string {
-  const { ramBytes, vcpus, network, accelerator, qemu } = shape;
+  const { ramBytes, vcpus, network, accelerator, qemu, disks } = shape;
+  const diskTexts = disks.map(({ name, sizeBytes }) => `${name}=${sizeBytes}`);
   // Written out, and not the object as it is: the order of its fields is nobody's promise.
-  const text = [ramBytes, vcpus, network, accelerator, qemu.major, qemu.minor, qemu.micro, DEVICES].join(' ');
+  const text = [ramBytes, vcpus, network, accelerator, qemu.major, qemu.minor, qemu.micro, DEVICES, ...diskTexts].join(
+    ' ',
+  );
   return join(image.dir, `golden-${createHash('sha256').update(text).digest('hex').slice(0, 16)}.fold`);
 }
 

@@ -1,6 +1,6 @@
 /** Takes golden snapshots: boots an image once, in the shape that is asked for, and keeps what has booted. */
 import { randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
+import { existsSync, fstatSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,9 +13,11 @@ import { pinImage, recordBoot } from '../image/store.js';
 import { ShadowImage } from '../native/image.js';
 import { isNativeFailure } from '../native/index.js';
 import { macAddress } from '../network/address.js';
+import type { DiskAttachment } from '../qemu/argv.js';
 import type { QemuProcess } from '../qemu/process.js';
 import { type VmSpec, vmSpecSchema } from '../vm/spec.js';
 import type { OnProgress } from '../vm/view.js';
+import { detach, VmDisks } from './disks.js';
 import { bootBeat } from './first-beat.js';
 import type { Host } from './host.js';
 import { VmSides } from './sides.js';
@@ -59,9 +61,9 @@ export class GoldenMaker {
 
   private async make(image: Image, like: VmSpec, shape: GoldenShape, path: string): Promise<void> {
     const { host } = this;
-    const { ramBytes, vcpus, network, accelerator } = like;
+    const { ramBytes, vcpus, network, accelerator, disks } = like;
     const name = `golden-${randomBytes(4).toString('hex')}`;
-    const spec = vmSpecSchema.parse({ name, image: image.name, ramBytes, vcpus, network, accelerator });
+    const spec = vmSpecSchema.parse({ name, image: image.name, ramBytes, vcpus, network, accelerator, disks });
     const vmDir = host.options.stateDir.vmDir(name);
     const sides = new VmSides(
       host,
@@ -71,15 +73,18 @@ export class GoldenMaker {
       macAddress(`${host.tag} ${name}`),
     );
     const startedMs = monotonicMs();
+    const attached = new VmDisks(vmDir, spec).attach('disk');
     let qemu: QemuProcess | null = null;
     try {
       host.requireMemory(ramBytes, 'boot the image for its golden snapshot', name);
       qemu = await sides.launch('p', {
         incoming: false,
         accelerator: shape.accelerator,
+        disks: attached,
         kernel: await pinImage(image, vmDir),
         signal: AbortSignal.timeout(SETTLE_MS_MAX * 10),
         onSpawn: () => {},
+        trailed: false,
       });
       await bootBeat(qemu, host.options.stateDir.consoleLogPath(name), AbortSignal.timeout(SETTLE_MS_MAX * 10));
       const bootMs = monotonicMs() - qemu.launchedAtMs;
@@ -87,7 +92,7 @@ export class GoldenMaker {
       await settled(qemu);
       await qemu.qmp.execute('stop');
       await qemu.saveDevices(SAVE_TIMEOUT_MS);
-      await keep(qemu, image, path);
+      await keep(qemu, image, path, attached);
       host.options.events.append(
         'info',
         'golden.made',
@@ -105,6 +110,7 @@ export class GoldenMaker {
       });
     } finally {
       await qemu?.dispose();
+      detach(attached);
       await sides.release();
       await rm(vmDir, { recursive: true, force: true });
     }
@@ -124,13 +130,18 @@ async function settled(qemu: QemuProcess): Promise<void> {
 }
 
 /** Written beside its place and packed into it, whole or not at all. Who was first wins: both are of the same image. */
-async function keep(qemu: QemuProcess, image: Image, path: string): Promise<void> {
+async function keep(qemu: QemuProcess, image: Image, path: string, disks: readonly DiskAttachment[]): Promise<void> {
   const scratch = await mkdtemp(join(image.dir, '.golden-'));
   try {
-    const shadow = await ShadowImage.create(join(scratch, 'image'), { vm: image.name, ramBytes: qemu.ram.bytes });
+    const shadow = await ShadowImage.create(join(scratch, 'image'), {
+      vm: image.name,
+      ramBytes: qemu.ram.bytes,
+      diskBytes: disks.reduce((sum, { fd }) => sum + fstatSync(fd).size, 0),
+    });
     try {
+      const fds = disks.map(({ fd }) => fd);
       const cut = { cutAtWallMs: Date.now(), cutAtMonotonicNs: process.hrtime.bigint() };
-      await shadow.append({ epoch: 1, parent: 0, generation: 0, ...cut }, qemu.readDevices(), qemu.ram);
+      await shadow.append({ epoch: 1, parent: 0, generation: 0, ...cut }, qemu.readDevices(), qemu.ram, fds);
       await shadow.pack({ path });
     } finally {
       await shadow.close();

@@ -1,6 +1,7 @@
 /** The ShadowVM Manager: the VMs of one host, by name. It implements what the API may ask. */
 import type { Duplex } from 'node:stream';
 import type { z } from 'zod';
+import { resolveDisks } from '../disk/source-file.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { findImage } from '../image/store.js';
 import { lowestFreeAddress } from '../network/address.js';
@@ -8,7 +9,7 @@ import { PortHold } from '../network/ports.js';
 import { noSnapshot } from '../shadow/snapshot.js';
 import { probeTarget } from '../switchover/probe-target.js';
 import { type NetworkSpecInput, type NetworkView, networkSpecSchema } from '../vm/network.js';
-import type { StandbyLevel, VmSpec, VmSpecInput } from '../vm/spec.js';
+import type { Mode, StandbyLevel, VmSpec, VmSpecInput } from '../vm/spec.js';
 import { vmSpecSchema } from '../vm/spec.js';
 import type {
   EpochView,
@@ -29,6 +30,7 @@ import { Origins } from './origins.js';
 import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from './port.js';
 import type { StartFrom } from './primary-start.js';
 import { exportSnapshot, importSnapshot, verifySnapshot } from './snapshots.js';
+import { requireTap } from './strict-mode.js';
 import { UsageDesk, vmNotFound } from './usage-desk.js';
 import { verifyByStart } from './verify-start.js';
 import { ManagedVm } from './vm.js';
@@ -100,7 +102,8 @@ export class Manager implements ManagerPort {
   async runVm(input: VmSpecInput, progress: OnProgress, signal?: AbortSignal): Promise<VmView> {
     const attempted = 'run the VM';
     this.requireOpen(attempted);
-    const spec = parseSpec(vmSpecSchema, input, attempted);
+    const parsed = parseSpec(vmSpecSchema, input, attempted);
+    const spec = { ...parsed, disks: resolveDisks(parsed.disks) };
     await this.requireFreePorts(spec);
     const image = await findImage(this.host.options.imagesDir, spec.image);
     this.usage.allocation.requireRoom(spec, attempted);
@@ -166,6 +169,7 @@ export class Manager implements ManagerPort {
         reason: `the manager has ${VMS_MAX} VMs`,
       });
     const address = this.freeAddress(spec, null);
+    requireTap(spec.mode, address !== null ? 'tap' : spec.network === 'none' ? 'none' : 'user', spec.name);
     probeTarget(spec, address);
     const vm = new ManagedVm(this.host, spec, address);
     this.vms.set(spec.name, vm);
@@ -305,6 +309,12 @@ export class Manager implements ManagerPort {
     const vm = this.get(name, 'change the standby');
     await vm.changeStandby(level);
     return this.shadowView(vm, 'change the standby');
+  }
+
+  async changeMode(name: string, mode: Mode): Promise<VmView> {
+    const vm = this.get(name, 'change the mode');
+    await vm.changeMode(mode);
+    return vm.view();
   }
 
   async verifyShadow(name: string, progress: OnProgress): Promise<VerifyView> {

@@ -7,6 +7,7 @@ import type { ShadowImage } from '../native/image.js';
 import type { GuestIdentity } from '../qemu/agent.js';
 import { readEpoch } from '../shadow/epochs.js';
 import type { OnProgress, VmOrigin } from '../vm/view.js';
+import { areBlank } from './disks.js';
 import { GoldenMaker } from './golden-maker.js';
 import type { Host } from './host.js';
 import type { WantedEpoch } from './port.js';
@@ -29,11 +30,20 @@ export class Origins {
   /** A new VM. It boots where a golden snapshot is not wanted or can not be had. */
   async fresh(core: VmCore, image: Image, progress: OnProgress, giveUp: AbortSignal): Promise<StartFrom> {
     await core.pinKernel(image);
-    if (core.spec.start === 'boot') return { origin: 'boot' };
+    await core.disks.create(progress);
+    // What is on a disk is looked at while a guest boots.
+    if (core.spec.start === 'boot' || !areBlank(core.spec.disks)) return { origin: 'boot' };
     try {
-      const { ramBytes, vcpus } = core.spec;
+      const { ramBytes, vcpus, disks } = core.spec;
       const { networkMode: network, accelerator } = core;
-      const shape = { ramBytes, vcpus, network, accelerator: accelerator ?? 'tcg', qemu: this.host.qemu.version };
+      const shape = {
+        ramBytes,
+        vcpus,
+        network,
+        accelerator: accelerator ?? 'tcg',
+        qemu: this.host.qemu.version,
+        disks,
+      };
       const path = await this.goldens.find(image, core.spec, shape, progress, giveUp);
       return await this.fromBase(core, await core.shadowImage.setBase(path), 'golden', goldenHotPath(path));
     } catch (error) {
@@ -60,6 +70,7 @@ export class Origins {
     core.findKernel();
     const { headEpoch } = image.describe();
     if (image !== core.shadowImage.opened) return this.fromBase(core, image, 'snapshot');
+    await core.disks.fill(image);
     const epoch = await readEpoch(image, headEpoch, core.name);
     const { deviceState } = epoch;
     return { origin: 'snapshot', image, epoch, deviceState, hotPath: core.hotPath, identity: this.identity(core) };
@@ -93,6 +104,7 @@ export class Origins {
     hotPath = core.hotPath,
   ): Promise<StartFrom> {
     const deviceState = await base.deviceState(base.describe().headEpoch);
+    await core.disks.fill(base);
     return { origin, image: base, epoch: null, deviceState, hotPath, identity: this.identity(core) };
   }
 

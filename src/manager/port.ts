@@ -1,7 +1,7 @@
 /** What the API may ask of the manager. The HTTP layer knows only this; `Manager` implements it. */
 import type { Duplex } from 'node:stream';
 import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
-import type { StandbyLevel, VmSpecInput } from '../vm/spec.js';
+import type { Mode, StandbyLevel, VmSpecInput } from '../vm/spec.js';
 import type {
   EpochView,
   Event,
@@ -83,6 +83,8 @@ export interface ManagerPort {
   listEpochs(name: string): EpochView[];
   /** What waits beside the image from now on. @throws SHADOW_NOT_FOUND */
   changeStandby(name: string, level: StandbyLevel): Promise<ShadowView>;
+  /** strict or async from now on. @throws VM_NOT_RUNNING, INVALID_ARGUMENT for a VM without a tap */
+  changeMode(name: string, mode: Mode): Promise<VmView>;
   /** Really starts the shadow, without network, and waits for its heartbeat. @throws SHADOW_NOT_FOUND */
   verifyShadow(name: string, progress: OnProgress): Promise<VerifyView>;
   /** Takes the protection away; a rule that would make it anew is set to manual. @throws SHADOW_NOT_FOUND */

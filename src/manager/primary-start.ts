@@ -4,6 +4,7 @@ import type { ShadowImage } from '../native/image.js';
 import type { CommittedEpoch } from '../protect/protector.js';
 import type { GuestIdentity } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { BlockAction } from '../qemu/qmp.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { OnProgress, VmOrigin } from '../vm/view.js';
 import { awakening, bootBeat } from './first-beat.js';
@@ -30,6 +31,8 @@ export interface StartContext {
   connect: () => void;
   publish: VmSpec['publish'];
   onCorrupt: (page: number, why: string) => void;
+  /** Marks what is written to the disks from an image's newest epoch on. */
+  marks: (image: ShadowImage) => BlockAction[];
   consoleLogPath: string;
   accelerator: string;
   progress: OnProgress;
@@ -41,7 +44,8 @@ const AWAKENING_TIMEOUT_MS = 10_000;
 
 /** Resolves with the time it took, ms, when the guest answers. @throws what keeps it from that, CANCELLED */
 export async function startPrimary(from: StartFrom, context: StartContext): Promise<number> {
-  const { launch, onLaunched, connect, publish, onCorrupt, consoleLogPath, accelerator, progress, signal } = context;
+  const { launch, onLaunched, connect, publish, onCorrupt, marks } = context;
+  const { consoleLogPath, accelerator, progress, signal } = context;
   signal.throwIfAborted();
   progress({ message: `starting QEMU (${accelerator})` });
   const startedMs = monotonicMs();
@@ -55,7 +59,7 @@ export async function startPrimary(from: StartFrom, context: StartContext): Prom
   } else {
     progress({ message: 'the guest wakes up' });
     await loadFromImage(qemu, from.image, from.deviceState, from.hotPath, onCorrupt);
-    await letRun(qemu);
+    await letRun(qemu, marks(from.image));
     // Before it is on the network: until then it has another guest's addresses.
     if (from.identity === null) qemu.agent.setClock(Date.now());
     else await qemu.agent.identify(from.identity);

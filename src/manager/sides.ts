@@ -8,9 +8,9 @@ import { cpuWeight } from '../allocate/plan.js';
 import { WAITING_CPU_PERCENT, WAITING_MEMORY_BYTES } from '../allocate/standby-plan.js';
 import { startTicks } from '../host/process-stat.js';
 import { tapName } from '../network/address.js';
-import type { InterfaceCounters } from '../network/native.js';
+import { type InterfaceCounters, nativeNetwork, type PacketTrail } from '../network/native.js';
 import type { GuestAddresses, Network } from '../network/network.js';
-import type { Kernel, NetworkAttachment } from '../qemu/argv.js';
+import type { DiskAttachment, Kernel, NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { Host } from './host.js';
@@ -42,9 +42,12 @@ export interface SideLaunch {
   incoming: boolean;
   accelerator: 'kvm' | 'tcg';
   kernel: Kernel | null;
+  disks: readonly DiskAttachment[];
   signal: AbortSignal;
   /** The record of the VM has to be written anew: it has one more process. */
   onSpawn: () => void;
+  /** To keep a trail of what the guest is sent. */
+  trailed: boolean;
 }
 
 export class VmSides {
@@ -52,6 +55,8 @@ export class VmSides {
   private launches = 0;
   private readonly processes = new Map<Side, { pid: number; startTicks: number; tag: string }>();
   private readonly taps = new Set<string>();
+  /** What the guest was sent of late at a side's tap: for strict mode. */
+  private readonly trails = new Map<Side, PacketTrail>();
   /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
   private readonly groups = new Map<Side, string>();
   private readonly log: Logger;
@@ -108,6 +113,8 @@ export class VmSides {
     if (this.network !== null) {
       this.network.prepareTap(this.tap(side), uid ?? 0);
       this.taps.add(this.tap(side));
+      this.closeTrail(side); // of the tap before this one
+      if (how.trailed) this.trail(side);
     }
     const admitted = this.admitted(side);
     if (admitted !== null) await host.networks.admit(admitted);
@@ -124,6 +131,7 @@ export class VmSides {
       // Its guest's kernel is in the RAM that it will be given: not to read the files makes it start faster, and smaller.
       kernel: how.incoming ? null : how.kernel,
       network: this.attachment(side, how.incoming),
+      disks: how.disks,
       uid,
       incoming: how.incoming,
       lazy: how.incoming,
@@ -172,6 +180,35 @@ export class VmSides {
     if (this.processes.has(side)) this.limit(side, 'waiting');
   }
 
+  /** Made at its first use, some ms: before a failover. null without a tap, and where packets can not be seen. */
+  trail(side: Side): PacketTrail | null {
+    const made = this.trails.get(side);
+    if (made !== undefined || this.network === null) return made ?? null;
+    try {
+      const trail = new (nativeNetwork().PacketTrail)(this.tap(side));
+      this.trails.set(side, trail);
+      return trail;
+    } catch (error) {
+      this.log.warn({ err: error, vm: this.spec.name }, 'keeping a trail of what the guest is sent');
+      return null;
+    }
+  }
+
+  /** What the guest was sent at the other side's tap, and its epoch has not seen, is sent to it again. */
+  replayTo(side: Side): void {
+    try {
+      this.trails.get(other(side))?.replay(this.tap(side));
+    } catch (error) {
+      // Their senders will find out by themselves.
+      this.log.warn({ err: error, vm: this.spec.name }, 'sending to the guest again');
+    }
+  }
+
+  private closeTrail(side: Side): void {
+    this.trails.get(side)?.close();
+    this.trails.delete(side);
+  }
+
   /** Lets a side's traffic flow; no effect without taps. @throws NETWORK_FAILED */
   connect(side: Side): void {
     if (this.guest !== null) this.network?.connectTap(this.tap(side), this.guest);
@@ -184,6 +221,7 @@ export class VmSides {
 
   /** The process of this side has ended for good: its tap goes down and its group away. */
   async retire(side: Side): Promise<void> {
+    this.closeTrail(side);
     this.network?.severTap(this.tap(side));
     this.processes.delete(side);
     await this.removeGroup(side);
@@ -228,6 +266,7 @@ export class VmSides {
   /** Gives everything back; the processes have ended. Idempotent. */
   async release(): Promise<void> {
     this.processes.clear();
+    for (const side of ['p', 's'] as const) this.closeTrail(side);
     const taps = [...this.taps];
     this.taps.clear();
     for (const tap of taps) this.network?.deleteTap(tap);

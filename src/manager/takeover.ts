@@ -4,10 +4,12 @@
  */
 import { monotonicMs } from '../clock.js';
 import { messageOf } from '../errors.js';
+import type { CommittedEpoch } from '../protect/protector.js';
 import type { QemuProcess } from '../qemu/process.js';
+import { epochTimes } from '../shadow/epochs.js';
 import type { Shadow } from '../shadow/shadow.js';
 import type { EffectName } from '../switchover/machine.js';
-import type { LastPromotion } from '../switchover/rewind.js';
+import { type EpochTime, type LastPromotion, rewindTarget } from '../switchover/rewind.js';
 import { Switchover } from '../switchover/switchover.js';
 import type { Death } from '../switchover/watch.js';
 import type { PromotionView } from '../vm/view.js';
@@ -21,6 +23,8 @@ import { letRun, loadFromImage, publishPorts } from './wake.js';
 
 /** After its promotion a guest has the host for itself until its first heartbeat, but not longer than this. */
 const AWAKENING_MS = 500;
+/** QEMUs that may die, or refuse the state, before a promotion is given up. */
+const LOAD_FAILURES_MAX = 4;
 
 export interface TakeoverOptions {
   core: VmCore;
@@ -120,6 +124,8 @@ export class Takeover {
     faultPoint('promotion', 1);
     core.sides.cut(core.side);
     core.primary?.kill();
+    const wasStrict = core.strict.mode === 'strict';
+    core.strict.hold?.close();
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     core.primary?.qmp.destroy();
     const shadow = this.shadow();
@@ -135,12 +141,9 @@ export class Takeover {
       run.from = newest;
     } else {
       run.from = await shadow.rewind(choice.epoch);
-      core.event(
-        choice.rewinds > 0 ? 'warn' : 'info',
-        'promotion.rewound',
-        `taken back from epoch ${newest?.epoch} to ${choice.epoch}: ${choice.because}`,
-        { from: newest?.epoch, to: choice.epoch, rewinds: choice.rewinds },
-      );
+      // What left the guest is of epochs that a heartbeat came after.
+      const breaksStrict = wasStrict && choice.epoch < (epochs.newestConfirmed ?? epochs.newest);
+      this.tellRewind(newest?.epoch, choice.epoch, choice.because ?? '', breaksStrict);
     }
     faultPoint('promotion', 3);
     run.fencedAtNs = process.hrtime.bigint();
@@ -152,6 +155,62 @@ export class Takeover {
   }
 
   private async loadState(): Promise<void> {
+    for (let failures = 0; ; failures++) {
+      try {
+        return await this.loadIntoNext();
+      } catch (error) {
+        if (this.closed || failures === LOAD_FAILURES_MAX) throw error;
+        await this.prepareAnotherTry(error);
+      }
+    }
+  }
+
+  /** Another QEMU gets the state; of an older epoch when a page of this one is lost. @throws `error` when there is none */
+  private async prepareAnotherTry(error: unknown): Promise<void> {
+    const { core } = this.options;
+    const run = this.run as PromotionRun;
+    const failed = this.next;
+    this.next = null;
+    await failed?.dispose();
+    const { from } = run;
+    if (failed === null || core.endedForItsImage !== failed || from === null) {
+      core.event('warn', 'promotion.retried', `another QEMU is to take over: ${messageOf(error)}`, {});
+      return;
+    }
+    const to = await this.rewindFrom(from, error);
+    this.tellRewind(from.epoch, to.epoch, 'a page of it is lost', core.strict.mode === 'strict');
+  }
+
+  private tellRewind(from: number | undefined, to: number, because: string, breaksStrict: boolean): void {
+    const rewinds = this.run?.rewinds ?? 0;
+    const rolledBack =
+      '; what the outside has seen since then is rolled back, which strict mode had promised not to do';
+    this.options.core.event(
+      rewinds > 0 || breaksStrict ? 'warn' : 'info',
+      'promotion.rewound',
+      `taken back from epoch ${from} to ${to}: ${because}${breaksStrict ? rolledBack : ''}`,
+      { from, to, rewinds, breaksStrict },
+    );
+  }
+
+  /** To the next older epoch whose device state is whole. @throws `error` when there is none */
+  private async rewindFrom(from: EpochTime, error: unknown): Promise<CommittedEpoch> {
+    const run = this.run as PromotionRun;
+    const shadow = this.shadow();
+    const epochs = epochTimes(shadow.epochs());
+    for (let tried = from; ; ) {
+      const older = rewindTarget(epochs, { from: tried, resumedAtMs: 0, rewinds: run.rewinds++ });
+      if (older === null) throw error;
+      try {
+        run.from = await shadow.rewind(older.epoch);
+        return run.from;
+      } catch {
+        tried = older;
+      }
+    }
+  }
+
+  private async loadIntoNext(): Promise<void> {
     const { core } = this.options;
     const from = this.run?.from;
     const image = core.shadowImage.opened;
@@ -164,19 +223,30 @@ export class Takeover {
     this.next = qemu;
     // Again: one that was just coming up when they were raised has been given those of a standby since.
     core.sides.limit(other(core.side), 'awakening');
-    await loadFromImage(qemu, image, from.deviceState, core.hotPath, (page, why) => core.corruptPage(qemu, page, why));
+    const onCorrupt = (page: number, why: string) => core.corruptPage(qemu, page, why);
+    await Promise.all([
+      loadFromImage(qemu, image, from.deviceState, core.hotPath, onCorrupt),
+      this.shadow().completeDisks(),
+    ]);
     faultPoint('promotion', 5);
   }
 
   private async resume(): Promise<void> {
-    await letRun(this.next as QemuProcess);
-    (this.run as PromotionRun).resumedAtNs = process.hrtime.bigint();
+    const { disks, shadowImage, strict, side } = this.options.core;
+    const run = this.run as PromotionRun;
+    const next = this.next as QemuProcess;
+    const image = shadowImage.opened;
+    const marks = image === null || run.from === null ? [] : disks.marks(image, run.from.epoch);
+    strict.attach(next, other(side), true);
+    await letRun(next, marks);
+    run.resumedAtNs = process.hrtime.bigint();
     faultPoint('promotion', 6);
   }
 
   private connect(): void {
     const { core } = this.options;
     core.sides.connect(other(core.side));
+    if (core.strict.mode === 'strict') core.sides.replayTo(other(core.side));
     if (core.spec.publish.length > 0 && core.sides.network === null) void this.publishPorts();
     faultPoint('promotion', 7);
   }
@@ -202,14 +272,19 @@ export class Takeover {
     core.generation = this.switchover.generation;
     core.primary = primary;
     core.side = other(oldSide);
+    core.disks.exchange();
     core.wokeFrom = run.from;
     core.followed = true;
     core.state = 'running';
     primary.agent.setClock(Date.now());
     // What a promotion leaves to be done costs CPU time, and so does a guest's awakening: the guest goes first.
+    const awake = awakening(primary, AWAKENING_MS);
+    const imageFree = oldShadow.dispose();
+    // In strict mode somebody waits for the first epoch.
+    core.awake = core.strict.mode === 'strict' ? imageFree : Promise.all([imageFree, awake]).then(() => {});
     core.otherSideFree = (async () => {
-      await oldShadow.dispose();
-      await awakening(primary, AWAKENING_MS);
+      await imageFree;
+      await awake;
       core.limitPrimary();
       core.noteAwakening(primary, null);
       await old?.dispose();

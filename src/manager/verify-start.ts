@@ -10,6 +10,7 @@ import type { QemuProcess } from '../qemu/process.js';
 import { imageError } from '../shadow/snapshot.js';
 import { vmSpecSchema } from '../vm/spec.js';
 import type { OnProgress, VerifyView } from '../vm/view.js';
+import { detach, VmDisks } from './disks.js';
 import { awakening } from './first-beat.js';
 import type { Host } from './host.js';
 import { VmSides } from './sides.js';
@@ -47,13 +48,19 @@ export async function verifyByStart(core: VmCore, host: Host, progress: OnProgre
       progress({ message: 'every page is read' });
       const { pages, damagedPages } = await image.verify({ dutyPercent: 50 });
       progress({ message: 'the copy starts, without network' });
-      qemu = await sides.launch('s', {
+      const disks = new VmDisks(host.options.stateDir.vmDir(name), spec);
+      await disks.fill(image);
+      const attached = disks.attach('disk');
+      const launched = sides.launch('s', {
         incoming: true,
         accelerator: core.accelerator ?? 'tcg',
+        disks: attached,
         kernel: host.options.stateDir.pinnedKernel(core.name),
         signal: AbortSignal.timeout(60_000),
         onSpawn: () => {},
+        trailed: false,
       });
+      qemu = await launched.finally(() => detach(attached));
       const deviceState = await image.deviceState(image.describe().headEpoch);
       const fromMs = monotonicMs();
       await loadFromImage(qemu, image, deviceState, core.hotPath, (page, why) => {

@@ -2,16 +2,20 @@
 
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { DiskStall } from '../disk/disk-stall.js';
 import { pinImage } from '../image/store.js';
 import { macAddress } from '../network/address.js';
 import type { CommittedEpoch } from '../protect/protector.js';
 import type { Kernel } from '../qemu/argv.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { ShadowOptions } from '../shadow/shadow.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { SnapshotView, VmOrigin, VmState } from '../vm/view.js';
+import { detach, VmDisks } from './disks.js';
 import type { Host } from './host.js';
 import { type Side, VmSides } from './sides.js';
 import type { VmRecord } from './state-dir.js';
+import { StrictMode } from './strict-mode.js';
 import { VmImage } from './vm-image.js';
 
 export class VmCore {
@@ -31,10 +35,14 @@ export class VmCore {
   wokeFrom: CommittedEpoch | null = null;
   /** Every write since the primary was what its image (or its image's base) holds is still to be reported. */
   followed = false;
+  /** Resolves when a promoted guest is awake: it needs the CPU for itself until then. */
+  awake: Promise<void> = Promise.resolve();
   /** Resolves when the side that is not the primary's is free for a new QEMU. */
   otherSideFree: Promise<void> = Promise.resolve();
   readonly sides: VmSides;
   readonly shadowImage: VmImage;
+  readonly disks: VmDisks;
+  readonly strict: StrictMode;
   readonly mac: string;
   readonly createdAt: string;
   /** Aborted with the error that a start is to throw. */
@@ -55,6 +63,8 @@ export class VmCore {
     this.mac = macAddress(`${host.tag} ${spec.name}`);
     this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec), address, this.mac);
     this.shadowImage = new VmImage(host, spec);
+    this.disks = new VmDisks(host.options.stateDir.vmDir(spec.name), spec);
+    this.strict = new StrictMode(this, spec.mode);
   }
 
   get name(): string {
@@ -88,15 +98,64 @@ export class VmCore {
     this.kernel = kernel === null ? null : await pinImage(kernel, stateDir.vmDir(this.name));
   }
 
-  launch(side: Side, incoming: boolean): Promise<QemuProcess> {
-    return this.sides.launch(side, {
+  async launch(side: Side, incoming: boolean): Promise<QemuProcess> {
+    const disks = this.disks.attach(this.primary === null ? 'disk' : 'twin');
+    const launched = this.sides.launch(side, {
       incoming,
+      disks,
       accelerator: this.accelerator ?? 'tcg',
       kernel: this.kernel,
       signal: this.giveUp.signal,
+      trailed: this.strict.mode === 'strict',
       // Found again by a later manager if this one is killed; not worth a failed start if it can not be written.
       onSpawn: () => this.saveSoon(),
     });
+    return launched.finally(() => detach(disks));
+  }
+
+  /** From now on the primary's guest is let go again when a write to a disk has stopped it. */
+  watchDisks(): void {
+    this.stall?.close();
+    if (this.disks.places.length === 0) return;
+    this.stall = new DiskStall({
+      primary: this.primary as QemuProcess,
+      freeBytes: () => this.disks.freeBytes(),
+      onStopped: ({ disk, reason, full }) =>
+        this.event(
+          'error',
+          full ? 'disk.full' : 'disk.failed',
+          full
+            ? `the host has no room for the disk ${disk}: the guest stands still until there is some`
+            : `a write to the disk ${disk} failed: the guest stands still and it is tried again: ${reason}`,
+          { disk },
+        ),
+      onResumed: (stoppedMs) =>
+        this.event('info', 'disk.resumed', `the guest runs again after ${Math.round(stoppedMs)} ms`, { stoppedMs }),
+    });
+  }
+
+  /** How long the primary's guest has stood still because of its disks. */
+  stalledMs(): number {
+    return this.stall?.totalMs() ?? 0;
+  }
+  private stall: DiskStall | null = null;
+
+  /** What a shadow needs of the disks. */
+  protectedDisks(): ShadowOptions['disks'] {
+    const { disks } = this;
+    return {
+      places: disks.places,
+      openPrimary: (name) => disks.openPrimary(name),
+      openTwins: () => disks.openTwins(),
+      fill: (image) => disks.fill(image, 'twin'),
+      onTwinTrouble: (why) =>
+        this.event(
+          'warn',
+          'disk.twin-trouble',
+          `the shadow's disks are behind, a promotion would take longer: ${why}`,
+          {},
+        ),
+    };
   }
 
   /** Gives the primary what it is to have. A VM runs on without its limits when they can not be set. */
@@ -130,7 +189,7 @@ export class VmCore {
   record(generation = this.generation): VmRecord {
     return {
       version: 1,
-      spec: this.spec,
+      spec: { ...this.spec, mode: this.strict.mode },
       generation,
       createdAt: this.createdAt,
       state: this.state,

@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { type ImageStats, ShadowImage } from '../native/image.js';
 import { imageError, noSnapshot, type SnapshotLabel } from '../shadow/snapshot.js';
 import { Upkeep } from '../shadow/upkeep.js';
-import type { VmSpec } from '../vm/spec.js';
+import { diskBytes, type VmSpec } from '../vm/spec.js';
 import type { Host } from './host.js';
 
 export class VmImage {
@@ -89,6 +89,7 @@ export class VmImage {
       this.image = await ShadowImage.create(this.folder, {
         vm: spec.name,
         ramBytes: spec.ramBytes,
+        diskBytes: diskBytes(spec.disks),
         base: base ?? undefined,
       });
     }

@@ -10,7 +10,7 @@ import { ProbeCaller } from '../switchover/probe-call.js';
 import { probeTarget } from '../switchover/probe-target.js';
 import { epochBefore } from '../switchover/rewind.js';
 import { type Death, FailureWatch, type FailureWatchOptions } from '../switchover/watch.js';
-import type { StandbyLevel, VmSpec } from '../vm/spec.js';
+import type { Mode, StandbyLevel, VmSpec } from '../vm/spec.js';
 import { formatStandby } from '../vm/standby-text.js';
 import type { EpochView, OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
 import type { Host } from './host.js';
@@ -96,6 +96,7 @@ export class ManagedVm {
     core.origin = record.origin;
     core.findKernel();
     core.sides.adopt(record, side);
+    core.disks.adopt(primary.pid);
     return vm;
   }
 
@@ -112,10 +113,19 @@ export class ManagedVm {
     );
     core.saveSoon();
     this.observe(true);
-    void this.fillToTheEnd().then(() => {
-      if (core.shadowImage.exists()) this.keeper.want('protected before the manager was restarted');
-      this.keeper.resume();
-    });
+    void this.takeOutputOver()
+      .then(() => this.fillToTheEnd())
+      .then(() => {
+        if (core.shadowImage.exists()) this.keeper.want('protected before the manager was restarted');
+        this.keeper.resume();
+      });
+  }
+
+  private async takeOutputOver(): Promise<void> {
+    const { core } = this;
+    await core.strict
+      .adopt(core.primary as QemuProcess)
+      .catch((error: unknown) => core.logError(error, 'letting held packets go'));
   }
 
   /** A guest that woke up not long ago may wait for pages that only its image has. */
@@ -202,6 +212,7 @@ export class ManagedVm {
         // On a tap the rules do that.
         publish: core.sides.network === null ? spec.publish : [],
         onCorrupt: (page, why) => core.corruptPage(core.primary as QemuProcess, page, why),
+        marks: (image) => core.disks.marks(image, image.describe().headEpoch),
         consoleLogPath: host.options.stateDir.consoleLogPath(spec.name),
         accelerator: core.accelerator,
         progress,
@@ -234,6 +245,7 @@ export class ManagedVm {
     const { core } = this;
     core.snapshot = null; // from here on it is only where it came from
     core.state = 'running';
+    core.strict.attach(core.primary as QemuProcess, core.side, false);
     core.saveSoon();
     core.event('info', 'vm.running', `${how} in ${Math.round(this.startMs ?? 0)} ms`, {
       bootMs: this.startMs,
@@ -322,6 +334,7 @@ export class ManagedVm {
     if (this.takeover.switchover.underWay) throw this.busy('remove the shadow');
     this.takeover.switchover.dispatch({ type: 'shadow-lost' });
     await this.keeper.unwant();
+    this.core.strict.hold?.suspend('its shadow was removed');
     // A guest that is still being filled from the image goes on to be: its files are open, only their names go.
     await this.core.shadowImage.remove();
     this.core.wokeFrom = null;
@@ -338,6 +351,12 @@ export class ManagedVm {
     this.core.event('info', 'shadow.standby', `the standby is ${formatStandby(level)} now, as asked for`, {
       level: formatStandby(level),
     });
+  }
+
+  /** @throws INVALID_ARGUMENT, VM_NOT_RUNNING */
+  async changeMode(mode: Mode): Promise<void> {
+    this.requireRunning('change the mode');
+    await this.core.strict.change(mode);
   }
 
   /** @throws SHADOW_NOT_FOUND, SHADOW_NOT_READY, EPOCH_NOT_FOUND, PROMOTION_IN_PROGRESS, PROMOTION_FAILED */
@@ -421,7 +440,8 @@ export class ManagedVm {
       state: this.state,
       generation: this.takeover.switchover.generation,
       // A rule that was switched off by hand holds no more.
-      spec: { ...this.spec, shadow: this.keeper.rule, standby: this.standbyLevel },
+      spec: { ...this.spec, shadow: this.keeper.rule, standby: this.standbyLevel, mode: core.strict.mode },
+      strict: this.ended ? null : core.strict.state,
       accelerator: core.accelerator,
       pid: core.primary?.pid ?? null,
       address: core.address,
@@ -450,6 +470,7 @@ export class ManagedVm {
 
   private watchPrimary(promoted: boolean): void {
     const { core, keeper, takeover } = this;
+    core.watchDisks();
     this.watch = new FailureWatch({
       primary: core.primary as QemuProcess,
       promoted,
@@ -459,7 +480,7 @@ export class ManagedVm {
         (!['guest-hung', 'probe-failed'].includes(cause) || keeper.shadow?.newestConfirmed() !== null),
       onHang: (evidence) =>
         core.event('error', 'failure.no-shadow', `it hangs, and no shadow could take over: ${evidence}`, {}),
-      pausedTotalMs: () => keeper.shadow?.pausedTotalMs() ?? 0,
+      pausedTotalMs: () => (keeper.shadow?.pausedTotalMs() ?? 0) + core.stalledMs(),
       onDeath: (death) => this.primaryDied(death),
       onShutdown: (how) => void this.guestEnded(how),
       onSuspicion: (silentMs) =>
@@ -519,7 +540,8 @@ export class ManagedVm {
       level: this.usage.affordable(this.standbyLevel),
       from,
       followed,
-      after: core.otherSideFree,
+      after: core.awake,
+      output: () => core.strict.hold,
       tracking: tracking === 'checksum' || !usable ? 'checksum' : 'write',
       createdBecause: because,
       imageStats: () => core.shadowImage.stats,
@@ -533,6 +555,7 @@ export class ManagedVm {
           });
         return core.shadowImage.open();
       },
+      disks: core.protectedDisks(),
       launch: async () => {
         await core.otherSideFree;
         return core.launch(other(core.side), true);
@@ -613,6 +636,7 @@ export class ManagedVm {
     // A promotion under way would go on with a shadow that is not there any more.
     await this.takeover.close();
     this.watch?.close();
+    core.strict.detach();
     await this.keeper.close();
     await core.otherSideFree;
     await core.primary?.dispose();

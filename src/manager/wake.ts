@@ -1,6 +1,7 @@
 /** Letting a guest go on from what an image holds: its RAM is filled while it runs already. */
 import type { ShadowImage } from '../native/image.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { BlockAction } from '../qemu/qmp.js';
 import type { VmSpec } from '../vm/spec.js';
 
 const LOAD_TIMEOUT_MS = 10_000;
@@ -19,8 +20,10 @@ export async function loadFromImage(
   await qemu.loadDevices(deviceState, LOAD_TIMEOUT_MS);
 }
 
-/** vCPUs run when it resolves. */
-export async function letRun(qemu: QemuProcess): Promise<void> {
+/** vCPUs run when it resolves. @param marks of what it will write to its disks */
+export async function letRun(qemu: QemuProcess, marks: BlockAction[] = []): Promise<void> {
+  // Without them the first epoch reads all of its disks.
+  if (marks.length > 0) qemu.qmp.execute('transaction', { actions: marks }).catch(() => {});
   const running = qemu.qmp.execute('cont');
   qemu.agent.ping(); // right behind it: the guest's first sign of life is the end of the outage
   await running;

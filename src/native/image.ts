@@ -5,6 +5,8 @@ import type { GuestRam } from './memory.js';
 export interface ImageOptions {
   vm: string;
   ramBytes: number;
+  /** Of all writable disks together, whole MiB; default 0. */
+  diskBytes?: number | undefined;
   /** Pages equal to its pages cost nothing. It must not change any more, and stays open as long as this image is. */
   base?: NativeImage | undefined;
   /** Free-form text kept with the image, at most 64 KiB. */
@@ -110,6 +112,7 @@ export interface ImageDescription {
   /** Empty without a base. */
   baseId: string;
   ramBytes: number;
+  diskBytes: number;
   /** 0 before the first. */
   headEpoch: number;
   /** The highest number ever used: the next epoch needs a higher one. */
@@ -123,10 +126,11 @@ export interface NativeImage {
   describe(): ImageDescription;
   epochs(): EpochInfo[];
   deviceState(epoch: number): Promise<Buffer>;
-  append(meta: EpochMeta, deviceState: Buffer, ram: GuestRam): Promise<AppendResult>;
+  append(meta: EpochMeta, deviceState: Buffer, ram: GuestRam, disks: number[]): Promise<AppendResult>;
   rewind(epoch: number): Promise<void>;
   flush(): Promise<void>;
   fill(ram: GuestRam, share: number): Promise<number>;
+  fillDisk(fd: number, firstPage: number, bytes: number): Promise<number>;
   readPage(page: number): Promise<Buffer>;
   stats(): Promise<ImageStats>;
   compact(options: CompactOptions): Promise<CompactResult>;
@@ -197,9 +201,9 @@ export class ShadowImage {
     return this.quickly(() => this.native.deviceState(epoch));
   }
 
-  /** Commits what differs between a memory that nobody writes and the head. */
-  append(meta: EpochMeta, deviceState: Buffer, ram: GuestRam): Promise<AppendResult> {
-    return this.quickly(() => this.native.append(meta, deviceState, ram));
+  /** Commits what differs between a memory and disks that nobody writes, and the head. @param disks their descriptors */
+  append(meta: EpochMeta, deviceState: Buffer, ram: GuestRam, disks: number[] = []): Promise<AppendResult> {
+    return this.quickly(() => this.native.append(meta, deviceState, ram, disks));
   }
 
   /** Durably makes `epoch` the head; later ones are given up. */
@@ -215,6 +219,11 @@ export class ShadowImage {
   /** Copies the newest `share` (0 to 1) of the pages into an empty memory. Returns their number. */
   fill(ram: GuestRam, share = 1): Promise<number> {
     return this.quickly(() => this.native.fill(ram, share));
+  }
+
+  /** Makes a disk's file what the head holds. @returns how many of its pages were not */
+  fillDisk(fd: number, firstPage: number, bytes: number): Promise<number> {
+    return this.quickly(() => this.native.fillDisk(fd, firstPage, bytes));
   }
 
   readPage(page: number): Promise<Buffer> {

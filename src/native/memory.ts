@@ -1,4 +1,5 @@
 /** The memory hot path of the addon (native/): guest RAM, control pages, epochs. All sizes in bytes, times in ms. */
+import type { EpochDisks } from './disk.js';
 import type { NativeImage } from './image.js';
 import { loadAddon } from './index.js';
 
@@ -78,6 +79,8 @@ export interface CommitResult {
   zeroPages: number;
   /** Captured, but their checksum had not changed. */
   droppedPages: number;
+  /** Changed pages of disks. */
+  diskPages: number;
   /** What the epoch's record takes on the disk. */
   storedBytes: number;
   ms: number;
@@ -122,11 +125,14 @@ export interface EpochSource {
    * matters only where writes are tracked.
    */
   collect(options?: { urgent?: boolean; pagesMax?: number }): Promise<CollectResult>;
-  commit(cut: EpochCut, deviceState: Buffer, resident: ResidentRam | null): Promise<CommitResult>;
+  /** Waits for the blocks of `disks`: memory, devices and disks are in one record, or nothing is. ERR_DISK_LOST. */
+  commit(cut: EpochCut, deviceState: Buffer, resident: ResidentRam | null, disks?: EpochDisks): Promise<CommitResult>;
   /** Compares so many pages with the image; what differs and was not written is repaired by the next epoch. */
   scrub(firstPage: number, count: number): Promise<ScrubResult>;
-  /** The image goes back to an epoch, and so do the resident pages. Rejects with ERR_NO_EPOCH, nothing changed. */
-  rewind(epoch: number, resident: ResidentRam | null): Promise<void>;
+  /** The image goes back to an epoch, and so do resident pages and twins. Rejects with ERR_NO_EPOCH, nothing changed. */
+  rewind(epoch: number, resident: ResidentRam | null, disks?: EpochDisks): Promise<void>;
+  /** Compares so many pages of twins with the image and mends them. @returns how many are left to compare */
+  advanceTwins(disks: EpochDisks, pages: number): Promise<number>;
   /** Memory that this source takes, but for the image's. An estimate while an operation is under way. @throws ERR_CLOSED */
   memoryBytes(): number;
   /** Forgets what was staged; the next epoch collects it again. */

@@ -10,6 +10,18 @@ export interface InterfaceCounters {
   txPackets: number;
 }
 
+/** The frames that a guest was sent of late, at most 512; native/packet_trail.cc. */
+export interface PacketTrail {
+  /** How many were seen so far. */
+  mark(): number;
+  /** Those up to a mark are not replayed any more. */
+  forget(mark: number): void;
+  /** Sends what is left to the guest on another tap. @returns how many frames */
+  replay(tap: string): number;
+  /** Idempotent. */
+  close(): void;
+}
+
 /** All synchronous. Names have 1 to 15 bytes. Every failure carries its errno name as `code`. */
 export interface NativeNetwork {
   createBridge(name: string): void;
@@ -29,6 +41,7 @@ export interface NativeNetwork {
   announce(name: string, mac: string, address: string): void;
   learnAddress(name: string, mac: string): boolean;
   setNeighbour(name: string, address: string, mac: string): void;
+  PacketTrail: new (tap: string) => PacketTrail;
   shapeEgress(name: string, bytesPerSecond: number, burstBytes: number, queueBytes: number): void;
 }
 

@@ -3,17 +3,19 @@
  *
  *   guest runs   │ collect, collect                      (pages written so far; a second pass for those of the first)
  *   guest stands │ stop ─▶ collect the last few          ║ device state saved in parallel, in QEMU
- *                │ cont
+ *                │ disks that were written: their backup jobs are started; cont
  *   guest runs   │ checksums, into the shadow image      (the epoch is whole from here on)
  *
  * The passes before the pause are left out when the VM was quiet in the last epoch: a pass costs its scan of all the page
  * tables, however little was written.
  */
 import { monotonicMs } from '../clock.js';
+import type { DiskCut, DiskEpochs } from '../disk/disk-epochs.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import type { EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { OutputHold } from './output-hold.js';
 
 /** A consistent cut of a VM, ready to be committed: the pages are staged in the EpochSource. */
 export interface CutEpoch {
@@ -30,6 +32,10 @@ export interface CutEpoch {
   repairedPages: number;
   /** CPU time spent on scanning and copying. */
   cpuMs: number;
+  /** The disks that were written; null when none was. */
+  disks: DiskCut | null;
+  /** What OutputHold.begin() made in the pause. */
+  hold: string | null;
   /** So little was written that the next epoch may well do without its pre-copy. */
   quiet: boolean;
 }
@@ -38,6 +44,8 @@ export interface CutEpoch {
 const SECOND_PASS_PAGES = 256;
 /** An idle guest writes about 150 between two epochs; these take 0.1 ms to copy, while QEMU saves its devices. */
 const QUIET_PAGES_MAX = 256;
+/** In strict mode somebody waits for the end of the epoch: a pass costs more of that than copying this in the pause. */
+const QUIET_PAGES_STRICT = 768;
 /** A VM that was quiet and is no more: so many are copied in the pause (1 ms), then the guest runs on for a pre-copy. */
 const SURPRISE_PAGES_MAX = 1024;
 /** A `stop` or device state that takes longer is given up: the guest must not stand still for an epoch's sake. */
@@ -45,7 +53,7 @@ const PAUSE_TIMEOUT_MS = 2000;
 
 /**
  * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover). `quiet` is what
- * the last epoch said.
+ * the last epoch said. `output` holds what the guest sends after the cut; null where that leaves at once.
  * On failure the guest is let go and the staged pages go into the next epoch. `onPause` is told when the guest is about to
  * stand still, and when it runs again or nothing more can be done for it.
  * @throws EPOCH_FAILED, QMP_*; the cause tells whether the VM is dead
@@ -56,6 +64,8 @@ export async function cutEpoch(
   keepStopped = false,
   onPause: (paused: boolean) => void = () => {},
   quiet = false,
+  output: OutputHold | null = null,
+  diskEpochs: DiskEpochs | null = null,
 ): Promise<CutEpoch> {
   const total = { scannedPages: 0, copiedPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
   const collect = async (options: { urgent?: boolean; pagesMax?: number }) => {
@@ -71,6 +81,7 @@ export async function cutEpoch(
     if (first.copiedPages > SECOND_PASS_PAGES) await collect({});
   };
   /** Stops the guest for the last pass. @returns null when more than `pagesMax` was left: the guest runs again */
+  let disks: DiskCut | null = null;
   const pause = async (pagesMax?: number) => {
     const pausedAtMs = monotonicMs();
     onPause(true);
@@ -78,23 +89,35 @@ export async function cutEpoch(
     primary.control.setPausedForEpoch(!keepStopped);
     // Pipelined: QEMU begins to save as soon as it has stopped, while we hear of the stop and collect.
     const stopped = primary.qmp.execute('stop', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
+    const writes = diskEpochs?.countWrites();
     const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
-    saved.catch(() => {}); // awaited below, after the guest has been let go
+    for (const each of [writes, saved]) each?.catch(() => {}); // awaited below, `saved` after the guest has been let go
+    const hold = keepStopped ? null : (output?.begin() ?? null);
     let running: Promise<unknown> = Promise.resolve();
-    let cut: { cutAtNs: bigint; cutAtMs: number };
+    let cut: { cutAtNs: bigint; cutAtMs: number; hold: string | null };
     let complete: boolean;
+    let cutting: Promise<DiskCut | null> = Promise.resolve(null);
     try {
       await stopped;
-      cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now() };
+      output?.noteCut();
+      cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now(), hold };
       ({ complete } = await collect(pagesMax === undefined ? { urgent: true } : { urgent: true, pagesMax }));
+      // Queues behind the saving, too.
+      if (complete && diskEpochs !== null && writes !== undefined) cutting = diskEpochs.cut(await writes);
+      cutting.catch(() => {}); // awaited below
     } finally {
       // In every case; it queues behind the saving in QEMU.
       if (!keepStopped)
         running = primary.qmp
           .execute('cont', undefined, { timeoutMs: PAUSE_TIMEOUT_MS })
-          .then(() => primary.control.setPausedForEpoch(false));
+          // With a disk's job under way the guest may be stopped once more: until that is over it is to be let go.
+          .then(() => cutting.catch(() => null))
+          .then((begun) => begun === null && primary.control.setPausedForEpoch(false));
       running.catch(() => {});
+      // The word of a guest that lived when it was cut: without it nothing leaves.
+      if (hold !== null) primary.agent.ping();
     }
+    disks = await cutting;
     await saved;
     await running;
     total.pauseMs += monotonicMs() - pausedAtMs;
@@ -102,14 +125,22 @@ export async function cutEpoch(
     return complete ? cut : null;
   };
   try {
+    await diskEpochs?.flush();
     let cut = quiet && !keepStopped ? await pause(SURPRISE_PAGES_MAX) : null;
     if (cut === null) {
       await preCopy();
       cut = (await pause()) as NonNullable<typeof cut>; // without a limit it is complete
     }
-    return { ...cut, ...total, deviceState: primary.readDevices(), quiet: total.copiedPages <= QUIET_PAGES_MAX };
+    return {
+      ...cut,
+      ...total,
+      disks,
+      deviceState: primary.readDevices(),
+      quiet: total.copiedPages <= (output === null ? QUIET_PAGES_MAX : QUIET_PAGES_STRICT),
+    };
   } catch (error) {
     onPause(false);
+    await (disks as DiskCut | null)?.giveBack();
     await source.abort().catch(() => {}); // ERR_CLOSED at the most: then nothing is left to abort
     if (keepStopped) primary.qmp.execute('cont').catch(() => {});
     throw error instanceof ShadowVmError
@@ -143,5 +174,5 @@ export function lacksRoom(error: unknown): boolean {
 /** True when the source has lost track of what changed: only a new comparison of everything helps. */
 export function needsResync(error: unknown): boolean {
   const cause = error instanceof ShadowVmError ? error.cause : error;
-  return isNativeFailure(cause) && !['ERR_VM_DEAD', 'ERR_CLOSED', ...NO_ROOM].includes(cause.code);
+  return isNativeFailure(cause) && !['ERR_VM_DEAD', 'ERR_CLOSED', 'ERR_DISK_LOST', ...NO_ROOM].includes(cause.code);
 }

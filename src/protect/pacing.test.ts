@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { pacingSchema } from '../vm/spec.js';
-import { type EpochCost, nextIntervalMs, smoothCost } from './pacing.js';
+import { type EpochCost, isDueStrict, lookAgainMs, nextIntervalMs, smoothCost } from './pacing.js';
 
 const limits = pacingSchema.parse({});
 const busy: EpochCost = { pauseMs: 3, cpuMs: 4, epochMs: 6, dirtyPagesPerSecond: 50_000 };
@@ -45,6 +45,33 @@ describe('epoch pacing', () => {
         },
       ),
     );
+  });
+
+  it('cuts in strict mode when the guest has answered, and not before', () => {
+    const cost = { pauseMs: 2, cpuMs: 3, epochMs: 6, dirtyPagesPerSecond: 20_000 };
+    const due = (sinceEpochMs: number, waiting: { oldestMs: number; newestMs: number } | null) =>
+      isDueStrict(sinceEpochMs, waiting, cost, limits);
+    expect(due(1, { oldestMs: 3, newestMs: 2 })).toBe(true);
+    // It goes on sending: gathered, but not without end.
+    expect(due(1, { oldestMs: 3, newestMs: 0 })).toBe(false);
+    expect(due(9, { oldestMs: 9, newestMs: 0 })).toBe(true);
+    // Nothing waits: as rarely as an idle VM in async mode, but never so rarely that a hold grows old.
+    expect(due(20, null)).toBe(false);
+    expect(due(500, null)).toBe(true);
+    expect(isDueStrict(500, null, { ...cost, dirtyPagesPerSecond: 0 }, { ...limits, maxLagMs: 60_000 })).toBe(true);
+    // It has to run as long as it stands.
+    expect(isDueStrict(1, { oldestMs: 9, newestMs: 9 }, { ...cost, pauseMs: 20, epochMs: 22 }, limits)).toBe(false);
+  });
+
+  it('lets a guest that woke up speak its first words to their end', () => {
+    expect(isDueStrict(20, { oldestMs: 5, newestMs: 5 }, null, limits)).toBe(false);
+    expect(isDueStrict(20, { oldestMs: 8, newestMs: 6 }, null, limits)).toBe(true);
+    expect(isDueStrict(80, null, null, limits)).toBe(true);
+  });
+
+  it('looks less often at a guest that is silent', () => {
+    expect(lookAgainMs(0)).toBe(1);
+    expect(lookAgainMs(1000)).toBeGreaterThan(1);
   });
 
   it('follows a change within a few epochs', () => {

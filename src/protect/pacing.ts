@@ -39,6 +39,57 @@ export function nextIntervalMs(cost: EpochCost, limits: PacingLimits): number {
   return Math.max(hardFloor, Math.min(wanted, forLag));
 }
 
+/** What a guest in strict mode has sent since the last cut, and nobody has got yet. */
+export interface Waiting {
+  /** How long the oldest of it has been waiting, ms. */
+  oldestMs: number;
+  /** How long ago the newest came, ms. */
+  newestMs: number;
+}
+
+/** However little happens: what comes must find a hold that is young enough. */
+const STRICT_INTERVAL_MS_MAX = 500;
+/** A guest that has sent nothing more for so long has answered what it was asked. */
+const SETTLED_MS = 1.8;
+/** One that goes on sending is cut all the same: so long an epoch of a busy guest gathers answers. */
+const GATHER_MS_MAX = 8;
+/** A guest that woke up and has sent nothing is protected all the same. */
+const FIRST_MS_MAX = 80;
+/** It is slow at first, and its first word is seldom its last. */
+const AWAKE_SETTLED_MS = 6;
+/** A guest that has been silent for longer is looked at less often. */
+const SILENT_MS = 200;
+
+/**
+ * Whether the next epoch of a guest in strict mode is to be cut now. Somebody waits for what it has sent, and that
+ * outranks the thrift of nextIntervalMs(), but not the half of the time that a guest runs at least.
+ * @param sinceEpochMs from the end of the last epoch
+ * @param waiting null when nothing waits
+ */
+export function isDueStrict(
+  sinceEpochMs: number,
+  waiting: Waiting | null,
+  cost: EpochCost | null,
+  limits: PacingLimits,
+): boolean {
+  // A guest that has just woken up.
+  if (cost === null) return sinceEpochMs >= FIRST_MS_MAX || (waiting !== null && waiting.newestMs >= AWAKE_SETTLED_MS);
+  if (waiting === null) return sinceEpochMs >= Math.min(STRICT_INTERVAL_MS_MAX, nextIntervalMs(cost, limits));
+  // It ran during the rest of the last epoch as well.
+  const ranMs = sinceEpochMs + cost.epochMs - cost.pauseMs;
+  if (ranMs < cost.pauseMs) return false;
+  return isSettled(waiting);
+}
+
+function isSettled({ newestMs, oldestMs }: Waiting): boolean {
+  return newestMs >= SETTLED_MS || oldestMs >= GATHER_MS_MAX;
+}
+
+/** How soon to look again whether an epoch is due, ms. @param silentMs how long the guest has sent nothing */
+export function lookAgainMs(silentMs: number): number {
+  return silentMs < SILENT_MS ? 1 : 4;
+}
+
 /** Weight of the newest sample: reacts within about four epochs. */
 const SMOOTHING = 0.3;
 

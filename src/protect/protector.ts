@@ -1,12 +1,14 @@
 /** Keeps one shadow image close behind one primary: a first comparison, then epoch after epoch, paced. */
 import { monotonicMs } from '../clock.js';
+import type { DiskProtection } from '../disk/disk-protection.js';
 import type { ShadowImage } from '../native/image.js';
-import { EpochSource, type ResidentRam } from '../native/memory.js';
+import { type CommitResult, EpochSource, type ResidentRam } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Durability, PacingLimits } from '../vm/spec.js';
 import type { Quantiles } from '../vm/view.js';
 import { type CutEpoch, cutEpoch, endsProtection, lacksRoom, needsResync } from './epoch.js';
-import { type EpochCost, nextIntervalMs, smoothCost } from './pacing.js';
+import type { OutputHold } from './output-hold.js';
+import { type EpochCost, isDueStrict, lookAgainMs, nextIntervalMs, smoothCost } from './pacing.js';
 import { Samples } from './samples.js';
 
 /** What a promotion starts from. */
@@ -30,8 +32,12 @@ export interface ProtectorOptions {
   from: CommittedEpoch | null;
   /** Every write since the primary was what the image holds is still to be reported: nothing has to be compared. */
   followed: boolean;
+  /** Not attached yet; closed with this protector. */
+  disks?: DiskProtection;
   /** The waiting QEMU whose resident pages are kept fresh; null when there is none. Asked at each commit. */
   resident: () => ResidentRam | null;
+  /** What holds the packets of a VM in strict mode; null in async mode. Asked at each epoch. */
+  output: () => OutputHold | null;
   events: ProtectorEvents;
 }
 
@@ -41,6 +47,7 @@ export interface ProtectionStats {
   pagesScanned: number;
   pagesChanged: number;
   pagesDroppedByChecksum: number;
+  diskPagesChanged: number;
   /** Differed from the shadow although no write had been reported; found by the scrub and repaired. */
   pagesRepaired: number;
   bytesCopied: number;
@@ -72,6 +79,7 @@ const PAGE_BYTES = 4096;
  */
 const UNCONFIRMED_MAX = 2;
 const CONFIRMATION_POLL_MS = 10;
+const STRICT_CONFIRMATION_POLL_MS = 1;
 /** 4 MiB a second, below a thousandth of a core: 256 MiB once a minute, 4 GiB in a quarter of an hour. */
 const SCRUB_EVERY_MS = 1000;
 const SCRUB_PAGES = 1024;
@@ -85,6 +93,7 @@ export class Protector {
   /** Differed at the epochs so far. */
   pagesChanged = 0;
   private pagesDropped = 0;
+  private diskPagesChanged = 0;
   private pagesCopied = 0;
   private pagesRepaired = 0;
   private bytesStored = 0;
@@ -106,7 +115,12 @@ export class Protector {
   private scrubPage = 0;
   private scrubDueMs = 0;
   /** What the last epoch said of the VM. */
-  private quiet = false;
+  private quiet: boolean;
+  private settleFirst!: () => void;
+  /** Resolves when the first epoch is committed, or will not be. What can wait gives way to it: somebody may wait for it. */
+  readonly firstEpoch = new Promise<void>((resolve) => {
+    this.settleFirst = resolve;
+  });
 
   /** @throws a native failure (ERR_NOT_TRACKED) when `tracking` is not possible on this primary */
   constructor(private readonly options: ProtectorOptions) {
@@ -114,6 +128,8 @@ export class Protector {
     const { ram, control, pid } = primary;
     this.source = new EpochSource({ ram, control, pid, tracking, image: image.native });
     if (from !== null) this.history = [from];
+    // One that woke up a moment ago has written little since.
+    this.quiet = options.followed;
   }
 
   /** Begins, or goes on after a halt(). */
@@ -128,6 +144,7 @@ export class Protector {
    */
   async halt(): Promise<void> {
     this.stopping = true;
+    this.settleFirst();
     this.wake?.();
     await this.loop;
   }
@@ -135,7 +152,11 @@ export class Protector {
   /** After halt(): a last epoch whose guest stays stopped, for a switchover that loses nothing. */
   async handOver(): Promise<void> {
     await this.halt();
-    const work = cutEpoch(this.options.primary, this.source, true).then((cut) => this.commit(cut, monotonicMs()));
+    const work = this.cut(null).then(async (cut) => {
+      await this.commit(cut, monotonicMs());
+      // All that the guest has ever sent is of committed epochs now; it leaves before anybody else speaks for it.
+      this.options.output()?.releaseAll();
+    });
     // A primary that dies under our hands calls for a halt() in the middle of this: it must wait for the commit.
     this.loop = work.catch(() => {});
     await work;
@@ -144,6 +165,7 @@ export class Protector {
   async close(): Promise<void> {
     await this.halt();
     this.source.close();
+    this.options.disks?.close();
   }
 
   get committed(): CommittedEpoch | null {
@@ -157,8 +179,13 @@ export class Protector {
 
   /** After halt(): the image goes back to `to`, one of its epochs, and the later ones are given up. */
   async rewind(to: CommittedEpoch): Promise<void> {
-    await this.source.rewind(to.epoch, this.options.resident());
+    await this.source.rewind(to.epoch, this.options.resident(), this.options.disks?.of([]));
     this.history = [to];
+  }
+
+  /** After halt(): the shadow's disks are what the image's head holds. @throws what keeps them from that */
+  async completeDisks(): Promise<void> {
+    await this.options.disks?.complete(this.source);
   }
 
   /** Cuts no epoch for a while, and waits for the one under way. */
@@ -190,6 +217,7 @@ export class Protector {
       pagesScanned: this.pagesScanned,
       pagesChanged: this.pagesChanged,
       pagesDroppedByChecksum: this.pagesDropped,
+      diskPagesChanged: this.diskPagesChanged,
       pagesRepaired: this.pagesRepaired,
       bytesCopied: this.pagesCopied * PAGE_BYTES,
       bytesStored: this.bytesStored,
@@ -199,13 +227,15 @@ export class Protector {
   }
 
   private async run(): Promise<void> {
-    const { primary, events, pacing } = this.options;
+    const { events, pacing } = this.options;
     try {
       await this.begin();
     } catch (error) {
+      this.settleFirst();
       if (!this.stopping) events.lost(error);
       return;
     }
+    if (this.options.from !== null) await this.sleepUntilDue();
     while (!this.stopping) {
       if (this.unconfirmed() >= UNCONFIRMED_MAX || monotonicMs() < this.heldUntilMs) {
         await this.sleep(CONFIRMATION_POLL_MS);
@@ -215,11 +245,14 @@ export class Protector {
       this.epochUnderWay = true;
       try {
         const first = this.committed === null;
-        const cut = await cutEpoch(primary, this.source, false, (paused) => this.notePause(paused), this.quiet);
+        const output = this.options.output();
+        const cut = await this.cut({ output });
         await this.commit(cut, startedMs);
+        if (output !== null) await this.release(output, cut);
         this.abortsInARow = 0;
         if (first) events.ready();
         await this.scrub();
+        await this.options.disks?.advance(this.source);
       } catch (error) {
         if (this.stopping) return;
         this.quiet = false; // the next epoch has the pages of two
@@ -231,17 +264,41 @@ export class Protector {
         events.aborted(error);
       } finally {
         this.epochUnderWay = false;
+        this.settleFirst();
       }
       // After an abort at least the usual pause's worth of running time, doubling.
       const backoffMs = this.abortsInARow === 0 ? 0 : 50 * 2 ** Math.min(this.abortsInARow, 6);
       this.intervalMs = Math.max(backoffMs, this.cost === null ? 0 : nextIntervalMs(this.cost, pacing));
-      await this.sleep(this.intervalMs);
+      await this.sleepUntilDue();
     }
+  }
+
+  /** What was sent before the cut leaves, once a heartbeat has come after it: a guest at fault goes back to before. */
+  private async release(output: OutputHold, cut: CutEpoch): Promise<void> {
+    while (cut.hold !== null && this.unconfirmed() > 0) {
+      if (this.stopping || this.options.output() !== output) return;
+      await this.sleep(STRICT_CONFIRMATION_POLL_MS);
+    }
+    output.commit(cut.hold);
+  }
+
+  private async sleepUntilDue(): Promise<void> {
+    const { output, pacing } = this.options;
+    const sinceMs = monotonicMs();
+    // In async mode, and after an abort, a time; in strict mode what the guest sends.
+    if (output()?.isActive !== true || this.abortsInARow > 0) return this.sleep(this.intervalMs);
+    for (let nowMs = sinceMs; !this.stopping; nowMs = monotonicMs()) {
+      const hold = output();
+      if (hold === null || isDueStrict(nowMs - sinceMs, hold.waiting(nowMs), this.cost, pacing)) break;
+      await this.sleep(lookAgainMs(hold.silentMs(nowMs)));
+    }
+    this.intervalMs = monotonicMs() - sinceMs;
   }
 
   /** Makes sure that every difference between primary and image will be in the next epoch. Once only. */
   private async begin(): Promise<void> {
     if (this.begun) return;
+    await this.options.disks?.attach();
     if (this.options.followed) {
       await this.source.follow();
     } else {
@@ -268,14 +325,33 @@ export class Protector {
     this.pausedSinceMs = paused ? nowMs : null;
   }
 
+  /** @param running null for a last epoch that leaves the guest stopped */
+  private cut(running: { output: OutputHold | null } | null): Promise<CutEpoch> {
+    const { primary, disks } = this.options;
+    const epochs = disks?.epochs ?? null;
+    if (running === null) return cutEpoch(primary, this.source, true, () => {}, false, null, epochs);
+    const notePause = (paused: boolean) => this.notePause(paused);
+    return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, epochs);
+  }
+
+  /** Into the image, whole or not at all. */
+  private async store(cut: CutEpoch): Promise<CommitResult> {
+    const { generation, resident, disks } = this.options;
+    const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs };
+    try {
+      const result = await this.source.commit(when, cut.deviceState, resident(), disks?.of(cut.disks?.receivers ?? []));
+      await cut.disks?.settle();
+      return result;
+    } catch (error) {
+      await cut.disks?.giveBack();
+      throw error;
+    }
+  }
+
   private async commit(cut: CutEpoch, startedMs: number): Promise<void> {
     const lagMs = this.lagMs();
-    const { image, generation, durability, resident, events } = this.options;
-    const result = await this.source.commit(
-      { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs },
-      cut.deviceState,
-      resident(),
-    );
+    const { image, durability, events } = this.options;
+    const result = await this.store(cut);
     if (durability === 'epoch') await image.flush();
     // Whole from here on: pages and device state of the same cut, in one record.
     const previous = this.committed;
@@ -289,6 +365,7 @@ export class Protector {
     this.pagesCopied += cut.copiedPages;
     this.pagesChanged += result.changedPages;
     this.pagesDropped += result.droppedPages;
+    this.diskPagesChanged += result.diskPages;
     this.bytesStored += result.storedBytes;
     this.pagesRepaired += cut.repairedPages;
     if (cut.repairedPages > 0) events.repaired(cut.repairedPages);

@@ -1,5 +1,5 @@
 /** The command line of a QEMU: a pure function of what the VM is. A device state fits only a QEMU of the same shape. */
-import type { VmSpec } from '../vm/spec.js';
+import type { DiskCache, VmSpec } from '../vm/spec.js';
 
 export interface QemuVersion {
   major: number;
@@ -31,6 +31,19 @@ export interface Kernel {
   initrdPath: string;
 }
 
+/** A disk as QEMU gets it: open already, so that it needs neither a path nor the right to use it. */
+export interface DiskAttachment {
+  name: string;
+  readOnly: boolean;
+  cache: DiskCache;
+  /** In this process; QEMU has them from QEMU_FD.more on, in their order. */
+  fd: number;
+}
+
+/** The names that a disk's parts have in QEMU: the block node, and the guest's device. */
+export const diskNode = (name: string): string => `disk-${name}`;
+export const diskDevice = (name: string): string => `blk-${name}`;
+
 export interface QemuShape {
   spec: Pick<VmSpec, 'name' | 'ramBytes' | 'vcpus'>;
   version: QemuVersion;
@@ -41,6 +54,7 @@ export interface QemuShape {
   /** Rate of the host's time stamp counter, kHz: without it, boots under TCG hang at random in calibration. */
   tscKhz: number;
   network: NetworkAttachment;
+  disks?: readonly DiskAttachment[];
   sockets: { qmp: string; heartbeat: string; console: string };
   consoleLogPath: string;
   /** uid (and gid) to change to once everything is open; null to stay. */
@@ -87,6 +101,7 @@ export function qemuArgv(shape: QemuShape): string[] {
     // A guest that runs out of memory takes some back from the balloon before it ends a program.
     ...['-device', 'virtio-balloon-device,id=balloon,deflate-on-oom=on'],
     ...['-object', 'rng-builtin,id=rng', '-device', 'virtio-rng-device,rng=rng'],
+    ...(shape.disks ?? []).flatMap(diskArgv),
   ];
   if (shape.uid !== null) argv.push(...dropPrivileges(shape.version, shape.uid));
   // -S: a shadow never runs by itself, only on the manager's `cont`, which comes after the fencing of the primary.
@@ -142,6 +157,24 @@ function networkArgv(network: NetworkAttachment): string[] {
       ];
     }
   }
+}
+
+function diskArgv(disk: DiskAttachment, index: number): string[] {
+  const node = diskNode(disk.name);
+  const options = [
+    `read-only=${disk.readOnly ? 'on' : 'off'}`,
+    `cache.direct=${disk.cache === 'none' ? 'on' : 'off'}`,
+    `cache.no-flush=${disk.cache === 'unsafe' ? 'on' : 'off'}`,
+    'discard=unmap',
+  ].join(',');
+  return [
+    // A set and not /proc/self/fd: QEMU may open it anew when it has no right to do so any more.
+    ...['-add-fd', `fd=${QEMU_FD.more + index},set=${index + 1}`],
+    ...['-blockdev', `driver=file,node-name=${node}-file,filename=/dev/fdset/${index + 1},${options}`],
+    ...['-blockdev', `driver=raw,node-name=${node},file=${node}-file,${options}`],
+    // A write that fails stops the guest and is tried again when it goes on: the guest does not hear of a full host.
+    ...['-device', `virtio-blk-device,drive=${node},id=${diskDevice(disk.name)},serial=${disk.name},werror=stop`],
+  ];
 }
 
 function dropPrivileges(version: QemuVersion, uid: number): string[] {

@@ -29,7 +29,7 @@ export interface LaunchOptions extends Omit<QemuShape, 'sockets'> {
   signal?: AbortSignal;
   /** Only with `incoming`: the RAM is not filled before the guest runs, a Pager fills it on demand. */
   lazy?: boolean;
-  /** More descriptors for QEMU, from QEMU_FD.more on; closing them is the caller's. */
+  /** More descriptors for QEMU, behind those of its disks; closing all of these is the caller's. */
   inheritFds?: number[];
 }
 
@@ -101,6 +101,7 @@ export class QemuProcess {
         options.incoming ? 'pipe' : 'ignore',
         control.lifelineFd,
         'ignore', // QEMU_FD.rescue, which the shim opens
+        ...(options.disks ?? []).map(({ fd }) => fd),
         ...(options.inheritFds ?? []),
       ],
       env: { ...process.env, LD_PRELOAD: path.join(NATIVE_BUILD_DIR as string, 'track-shim.so') },

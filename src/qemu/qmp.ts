@@ -27,9 +27,69 @@ export interface QmpCommands {
   'human-monitor-command': { args: { 'command-line': string }; result: string };
   balloon: { args: { value: number }; result: object };
   'query-balloon': { args: undefined; result: { actual: number } };
+  transaction: { args: { actions: BlockAction[] }; result: object };
+  'query-blockstats': { args: undefined; result: DeviceStats[] };
+  'query-named-block-nodes': {
+    args: { flat: boolean };
+    result: { 'node-name': string; 'dirty-bitmaps'?: { name: string }[] }[];
+  };
+  'blockdev-add': {
+    args: {
+      driver: 'nbd';
+      'node-name': string;
+      server: { type: 'unix'; path: string; abstract: boolean; tight: boolean };
+      export: string;
+    };
+    result: object;
+  };
+  'blockdev-del': { args: { 'node-name': string }; result: object };
+  'query-block-jobs': { args: undefined; result: { device: string }[] };
+  'block-job-set-speed': { args: { device: string; speed: number }; result: object };
+  'block-job-cancel': { args: { device: string; force: boolean }; result: object };
+  'object-add': {
+    args: {
+      'qom-type': string;
+      id: string;
+      netdev: string;
+      queue: string;
+      interval: number;
+      position?: string;
+      insert?: 'behind';
+    };
+    result: object;
+  };
+  'object-del': { args: { id: string }; result: object };
+  'qom-list': { args: { path: string }; result: { name: string; type: string }[] };
+  'x-query-virtio': { args: undefined; result: { name: string; path: string }[] };
+  'x-query-virtio-queue-status': { args: { path: string; queue: number }; result: { 'vring-used': number } };
   'announce-self': {
     args: { initial: number; max: number; rounds: number; step: number };
     result: object;
+  };
+}
+
+/** Of a transaction: all of them, or none. */
+export type BlockAction =
+  | { type: 'block-dirty-bitmap-add'; data: { node: string; name: string; granularity: number } }
+  | { type: 'block-dirty-bitmap-enable' | 'block-dirty-bitmap-disable'; data: { node: string; name: string } }
+  | { type: 'block-dirty-bitmap-remove'; data: { node: string; name: string } }
+  | { type: 'block-dirty-bitmap-merge'; data: { node: string; target: string; bitmaps: string[] } }
+  | {
+      type: 'blockdev-backup';
+      data: { 'job-id': string; device: string; target: string; speed: number; 'x-perf': { 'max-workers': number } } & (
+        | { sync: 'full' }
+        | { sync: 'bitmap'; bitmap: string; 'bitmap-mode': 'never' }
+      );
+    };
+
+interface DeviceStats {
+  qdev?: string;
+  stats: {
+    wr_operations: number;
+    unmap_operations: number;
+    failed_wr_operations: number;
+    rd_bytes: number;
+    wr_bytes: number;
   };
 }
 

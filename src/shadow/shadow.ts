@@ -7,9 +7,12 @@
  *
  * It can be promoted as soon as its image holds an epoch, whatever its standby is doing at that moment.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
+import { DiskProtection, type DiskProtectionOptions } from '../disk/disk-protection.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import type { EpochInfo, ImageStats, ShadowImage } from '../native/image.js';
+import type { OutputHold } from '../protect/output-hold.js';
 import { type CommittedEpoch, Protector } from '../protect/protector.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { StandbyLevel, VmSpec } from '../vm/spec.js';
@@ -34,6 +37,12 @@ export interface ShadowOptions {
   followed: boolean;
   /** Nothing that costs CPU time is begun before this: a guest that just woke up needs it. */
   after: Promise<void>;
+  disks: Omit<DiskProtectionOptions, 'primary' | 'image'> & {
+    /** Makes the shadow's files what the image holds, without a protection that would have them ready. */
+    fill: (image: ShadowImage) => Promise<void>;
+  };
+  /** See ProtectorOptions. */
+  output: () => OutputHold | null;
   /** Starts a waiting QEMU. */
   launch: () => Promise<QemuProcess>;
   tracking: 'write' | 'checksum';
@@ -48,6 +57,7 @@ export interface ShadowOptions {
 }
 
 const HEALTH_CHECK_MS = 100;
+const STANDBY_AFTER_MS = 250;
 
 export class Shadow {
   state: ShadowState = 'starting';
@@ -147,6 +157,12 @@ export class Shadow {
     return to;
   }
 
+  /** After halt(), with the standby taken: its disks are what the image's head holds. @throws what keeps them from that */
+  async completeDisks(): Promise<void> {
+    if (this.protector !== null) await this.protector.completeDisks();
+    else if (this.image !== null) await this.options.disks.fill(this.image);
+  }
+
   /** See Protector.hold. */
   async hold(ms: number): Promise<void> {
     await this.protector?.hold(ms);
@@ -212,6 +228,7 @@ export class Shadow {
       pagesScanned: stats?.pagesScanned ?? 0,
       pagesChanged: stats?.pagesChanged ?? 0,
       pagesDroppedByChecksum: stats?.pagesDroppedByChecksum ?? 0,
+      diskPagesChanged: stats?.diskPagesChanged ?? 0,
       pagesRepaired: stats?.pagesRepaired ?? 0,
       bytesCopied: stats?.bytesCopied ?? 0,
       bytesStored: stats?.bytesStored ?? 0,
@@ -237,7 +254,6 @@ export class Shadow {
     if (from !== null) this.becomeReady(`the image holds epoch ${from.epoch}, from which the VM woke up`);
     await after;
     if (this.released || this.halted) return;
-    void this.standby.start();
     if (from === null)
       this.change('syncing', followed ? 'its first epoch is cut' : 'the RAM is compared with the image');
     this.protector = new Protector({
@@ -247,9 +263,11 @@ export class Shadow {
       tracking,
       from,
       followed,
+      disks: new DiskProtection({ ...this.options.disks, primary, image }),
       pacing: spec.pacing,
       durability: spec.durability,
       resident: () => this.standby.resident(),
+      output: this.options.output,
       events: {
         ready: () =>
           this.becomeReady(`first epoch committed ${Math.round(monotonicMs() - this.createdAtMs)} ms after its start`),
@@ -260,6 +278,10 @@ export class Shadow {
     });
     this.protector.start();
     this.watchHealth();
+    await this.protector.firstEpoch;
+    // The guest woke up just now: what waits is not worth its first replies.
+    if (from !== null) await sleep(STANDBY_AFTER_MS);
+    if (!this.released && !this.halted) void this.standby.start();
   }
 
   private becomeReady(why: string): void {

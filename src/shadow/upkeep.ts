@@ -12,7 +12,7 @@ const DUTY_PERCENT = 10;
 
 export interface UpkeepOptions {
   image: ShadowImage;
-  spec: Pick<VmSpec, 'name' | 'ramBytes' | 'retention' | 'durability'>;
+  spec: Pick<VmSpec, 'name' | 'ramBytes' | 'disks' | 'retention' | 'durability'>;
   log: Logger;
   /** Compaction or flushing failed; told once, and again after it has worked in between. */
   onTrouble: (why: string) => void;

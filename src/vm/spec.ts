@@ -79,6 +79,13 @@ export const standbyLevelSchema = z.discriminatedUnion('level', [
 ]);
 export type StandbyLevel = z.infer<typeof standbyLevelSchema>;
 
+/**
+ * async: what the guest sends leaves at once, and a failover rolls back at most the lag. strict: it leaves when the epoch
+ * in which it was sent is committed, so that nothing that the outside saw is ever rolled back.
+ */
+export const modeSchema = z.enum(['async', 'strict']);
+export type Mode = z.infer<typeof modeSchema>;
+
 /** When a committed epoch is on the disk for certain: never asked for, within a second, or before it counts. */
 export const durabilitySchema = z.enum(['none', 'interval', 'epoch']);
 export type Durability = z.infer<typeof durabilitySchema>;
@@ -99,8 +106,8 @@ export const retentionSchema = z.object({
 export type Retention = z.infer<typeof retentionSchema>;
 
 /** What `maxBytes` means where it is not said: the newest state, as much again while it is compacted, and a window. */
-export function imageBytesMax(spec: { ramBytes: number; retention: Retention }): number {
-  return spec.retention.maxBytes ?? 2 * spec.ramBytes + 512 * MIB;
+export function imageBytesMax(spec: { ramBytes: number; retention: Retention; disks: readonly DiskSpec[] }): number {
+  return spec.retention.maxBytes ?? 2 * (spec.ramBytes + diskBytes(spec.disks)) + 512 * MIB;
 }
 
 export const ALLOCATION_MODES = ['off', 'recommend', 'auto'] as const;
@@ -127,6 +134,44 @@ export const allocationSchema = z.object({
   memoryMaxBytes: memoryBytesSchema.nullable().default(null),
 });
 export type AllocationSpec = z.infer<typeof allocationSchema>;
+
+export const DISKS_MAX = 4;
+export const DISK_BYTES_MAX = 1024 ** 4;
+const DISK_TOLD = `a disk has 1 MiB to ${DISK_BYTES_MAX / 1024 ** 4} TiB, in whole MiB`;
+
+export const diskSpecSchema = z
+  .object({
+    /** The guest sees it as the disk's serial number, and as /dev/disk/NAME. */
+    name: z
+      .string()
+      .regex(
+        /^[a-z]([a-z0-9-]{0,14}[a-z0-9])?$/,
+        'the name of a disk has 1 to 16 characters: lower-case letters, digits and hyphens, beginning with a letter',
+      ),
+    /** null: that of the file at `path`, found out when the VM is made. */
+    sizeBytes: wholeNumber(MIB, DISK_BYTES_MAX, DISK_TOLD).multipleOf(MIB, DISK_TOLD).nullable().default(null),
+    /** Absolute, on the manager's host. A read-only disk is used in place; of a writable one the VM gets a copy. */
+    path: z.string().min(1).max(4096).nullable().default(null),
+    readOnly: z.boolean().default(false),
+  })
+  .refine(
+    ({ sizeBytes, path }) => sizeBytes !== null || path !== null,
+    'a disk has a size, or a file that it is made of',
+  )
+  .refine(({ readOnly, path }) => !readOnly || path !== null, 'a read-only disk is a file that is there already');
+export type DiskSpec = z.infer<typeof diskSpecSchema>;
+
+/** What a VM's image has to hold of its disks: the writable ones. */
+export function diskBytes(disks: readonly DiskSpec[]): number {
+  return disks.reduce((sum, { readOnly, sizeBytes }) => sum + (readOnly ? 0 : (sizeBytes ?? 0)), 0);
+}
+
+/**
+ * What the guest's flushes mean. writeback: what it flushed is on the host's disk. none: the same, and past the host's
+ * page cache. unsafe: flushes do nothing; a failover loses no more than with the others, a power loss of the host does.
+ */
+export const diskCacheSchema = z.enum(['writeback', 'none', 'unsafe']);
+export type DiskCache = z.infer<typeof diskCacheSchema>;
 
 const RAM_TOLD = `a VM has ${RAM_BYTES_MIN} to ${RAM_BYTES_MAX} bytes of RAM (${RAM_BYTES_MIN / MIB} MiB to ${RAM_BYTES_MAX / MIB / 1024} GiB), in whole MiB`;
 /** 4 GiB/s is the most that the kernel's plain rates can say. */
@@ -158,10 +203,17 @@ export const vmSpecSchema = z.object({
       error: 'a port of the host is published once',
     })
     .default([]),
+  disks: z
+    .array(diskSpecSchema)
+    .max(DISKS_MAX, `a VM has at most ${DISKS_MAX} disks`)
+    .refine((disks) => new Set(disks.map(({ name }) => name)).size === disks.length, 'two disks have the same name')
+    .default([]),
+  diskCache: diskCacheSchema.default('writeback'),
   accelerator: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
   /** How changed pages are found: write-protection tracking, checksums alone, or the better one that works here. */
   tracking: z.enum(['auto', 'write', 'checksum']).default('auto'),
   shadow: shadowRuleSchema.default({ kind: 'manual' }),
+  mode: modeSchema.default('async'),
   /** What tells whether the guest does what it is for. One that fails is a failure of the guest. */
   probes: z.array(probeSchema).max(PROBES_MAX, `a VM has at most ${PROBES_MAX} probes`).default([]),
   standby: standbyLevelSchema.default({ level: 'process' }),

@@ -42,6 +42,8 @@ export const shadowViewSchema = z.object({
   pagesScanned: z.number().int(),
   pagesChanged: z.number().int(),
   pagesDroppedByChecksum: z.number().int(),
+  /** Of its disks, in 4 KiB. */
+  diskPagesChanged: z.number().int(),
   /** Differed from the shadow although no write had been reported; found by the scrub and repaired. */
   pagesRepaired: z.number().int(),
   bytesCopied: z.number().int(),
@@ -122,6 +124,8 @@ export const vmViewSchema = z.object({
   /** Counts promotions; the fencing token. */
   generation: z.number().int(),
   spec: vmSpecSchema,
+  /** Whether only what is committed leaves the guest at this moment; null in async mode. */
+  strict: z.enum(['active', 'suspended']).nullable(),
   accelerator: z.enum(['kvm', 'tcg']).nullable(),
   pid: z.number().int().nullable(),
   address: z.string().nullable(),

@@ -1,0 +1,181 @@
+/**
+ * Output commit: what a guest sends is held in its QEMU until the epoch in which it was sent is committed. One
+ * `filter-buffer` for each epoch: the next one is made in the pause, and the older ones go, and what they hold with them,
+ * when the epoch is committed.
+ *
+ *   guest runs, epoch 7  │ hold3: packets of epoch 7
+ *   pause                │ hold4 is made behind it
+ *   guest runs, epoch 8  │ hold3 ║ hold4: packets of epoch 8          while epoch 7 is being committed
+ *   epoch 7 committed    │ hold3 is deleted: its packets leave
+ *
+ * Nobody may have to wait for ever. Whoever finds that no epoch is committed lets everything go: this object when it
+ * takes too long, the shim in QEMU when the manager is gone, and QEMU's own timer when both have failed.
+ */
+import { monotonicMs } from '../clock.js';
+import { messageOf } from '../errors.js';
+import type { PacketTrail } from '../network/native.js';
+import type { QemuProcess } from '../qemu/process.js';
+import type { Waiting } from './pacing.js';
+import { findSentCounter, type SentCounter } from './sent-counter.js';
+
+/** So many at once at most: one that is kept, one that is filled, and those of epochs that were given up. The shim knows. */
+const HOLDS_MAX = 8;
+/** Packets that are older than this leave without their epoch. */
+export const HELD_MS_MAX = 2000;
+const WATCH_MS = 100;
+/** QEMU's own timer, on the clock of its guest; behind ours, which is told of. */
+const DEAD_MAN_US = 3_000_000;
+
+export interface OutputHoldEvents {
+  /** What the guest sends leaves at once from now on, committed or not. */
+  suspended(why: string): void;
+  /** From now on everything that leaves is of committed epochs. */
+  active(): void;
+}
+
+interface Hold {
+  id: string;
+  madeAtMs: number;
+  /** Of the trail of what the guest is sent, when the hold was made. */
+  mark: number;
+}
+
+export class OutputHold {
+  /** Oldest first. */
+  private holds: Hold[] = [];
+  private next = 0;
+  private active = false;
+  /** An epoch was committed since the holding was suspended: it can be tried again. */
+  private worthATry = false;
+  private closed = false;
+  private readonly watch: NodeJS.Timeout;
+  private sent: SentCounter | null = null;
+  private sentAtCut = 0;
+  private sentLast = 0;
+  private firstSentMs: number | null = null;
+  private lastSentMs: number;
+
+  /**
+   * @param trail what the guest is sent; null where that can not be seen
+   * @param before that of the primary before this one: its guest is the same, and counts at the same place
+   */
+  constructor(
+    private readonly qemu: QemuProcess,
+    private readonly trail: PacketTrail | null,
+    private readonly events: OutputHoldEvents,
+    before: OutputHold | null = null,
+  ) {
+    this.lastSentMs = monotonicMs();
+    this.watch = setInterval(() => this.check(), WATCH_MS).unref();
+    if (before?.sent) this.sent = before.sent.of(qemu);
+    else void findSentCounter(qemu).then((sent) => (this.sent = sent));
+  }
+
+  get isActive(): boolean {
+    return this.active;
+  }
+
+  /** Before the first instruction of a promoted guest: all that it sends belongs to an epoch that is not cut yet. */
+  holdFromStart(): void {
+    this.noteCut();
+
+    this.worthATry = true;
+    this.begin();
+    this.active = true;
+  }
+
+  /**
+   * Sent to QEMU right before the guest runs again: what it sends from then on goes into a hold of its own.
+   * @returns the hold, for commit(); null when nothing is to be held now
+   */
+  begin(): string | null {
+    if (this.closed || (!this.active && !this.worthATry)) return null;
+    const newest = this.holds.at(-1);
+    // Epochs that are given up leave one each. What comes now joins the newest: it is held longer, never shorter.
+    if (newest !== undefined && this.holds.length >= HOLDS_MAX) return newest.id;
+    const id = `hold${this.next++ % HOLDS_MAX}`;
+    const behind = newest === undefined ? {} : { position: `id=${newest.id}`, insert: 'behind' as const };
+    this.holds.push({ id, madeAtMs: monotonicMs(), mark: this.trail?.mark() ?? 0 });
+    this.qemu.qmp
+      .execute('object-add', {
+        ...{ 'qom-type': 'filter-buffer', id, netdev: 'net0', queue: 'rx', interval: DEAD_MAN_US },
+        ...behind,
+      })
+      .catch((error: unknown) => {
+        if (this.closed || this.qemu.hasDied) return;
+        this.holds = this.holds.filter((hold) => hold.id !== id);
+        this.suspend(`QEMU can not hold its packets: ${messageOf(error)}`);
+      });
+    return id;
+  }
+
+  /** While the guest stands still for an epoch: what is counted from now on is of the next one. */
+  noteCut(): void {
+    this.sentAtCut = this.sent?.read() ?? 0;
+    this.firstSentMs = null;
+  }
+
+  /** An epoch is committed, and what was sent before its hold was made may leave. */
+  commit(hold: string | null): void {
+    this.worthATry = true;
+    if (hold === null || !this.holds.some(({ id }) => id === hold)) return;
+    while (this.holds[0]?.id !== hold) {
+      const old = this.holds.shift() as Hold;
+      this.delete(old);
+      // One epoch more than must be: what lay at the tap when the guest stood still was seen by none of the two.
+      this.trail?.forget(old.mark);
+    }
+    if (this.active || this.closed) return;
+    this.active = true;
+    this.events.active();
+  }
+
+  /** What the guest has sent since the last cut: how long that has been waiting. null when it has sent nothing. */
+  waiting(nowMs: number): Waiting | null {
+    // Not known where to look: as if something came all the time.
+    if (this.sent === null) return { oldestMs: nowMs - (this.holds.at(-1)?.madeAtMs ?? nowMs), newestMs: 0 };
+    const sent = this.sent.read();
+    if (sent !== this.sentLast) this.lastSentMs = nowMs;
+    this.sentLast = sent;
+    if (sent === this.sentAtCut) return null;
+    this.firstSentMs ??= nowMs;
+    return { oldestMs: nowMs - this.firstSentMs, newestMs: nowMs - this.lastSentMs };
+  }
+
+  /** How long the guest has sent nothing. */
+  silentMs(nowMs: number): number {
+    return nowMs - this.lastSentMs;
+  }
+
+  /** Lets everything go until an epoch is committed again. */
+  suspend(why: string): void {
+    const was = this.active;
+    this.active = false;
+    this.worthATry = false;
+    this.releaseAll();
+    if (was && !this.closed) this.events.suspended(why);
+  }
+
+  /** Everything leaves, as the guest stands still and its last epoch is committed. */
+  releaseAll(): void {
+    for (const hold of this.holds.splice(0)) this.delete(hold);
+  }
+
+  /** The QEMU is dead or nobody's business any more: what it holds stays where it is. Idempotent. */
+  close(): void {
+    this.closed = true;
+    clearInterval(this.watch);
+  }
+
+  private check(): void {
+    const [oldest] = this.holds;
+    if (oldest === undefined) return;
+    const ageMs = monotonicMs() - oldest.madeAtMs;
+    if (ageMs > HELD_MS_MAX) this.suspend(`no epoch was committed for ${Math.round(ageMs)} ms`);
+  }
+
+  private delete({ id }: Hold): void {
+    // Of a QEMU that has died nothing leaves any more, and its tap is cut.
+    this.qemu.qmp.execute('object-del', { id }).catch(() => {});
+  }
+}
