@@ -192,7 +192,8 @@ describe('with a daemon', () => {
       'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg --net backend --bandwidth 100M ' +
       '--probe redis:6379 --probe http:80/health --probe-period 1s --probe-timeout 500ms --probe-failures 5 ' +
       '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25% ' +
-      '--mode strict --standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot --allocate auto --priority 7 --cpu-min 20% --cpu-max 150% --memory-min 96M --memory-max 512M';
+      '--mode strict --standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot --allocate auto --priority 7 --cpu-min 20% --cpu-max 150% --memory-min 96M --memory-max 512M ' +
+      '--disk data=8G --disk base=/srv/base.img,ro --cache none';
     const human = await run(...line.split(' '));
     expect(human).toMatchObject({
       code: 0,
@@ -234,6 +235,11 @@ describe('with a daemon', () => {
         ...{ mode: 'auto', priority: 7, cpuMinPercent: 20, cpuMaxPercent: 150 },
         ...{ memoryMinBytes: 96 * 1024 ** 2, memoryMaxBytes: 512 * 1024 ** 2 },
       },
+      disks: [
+        { name: 'data', sizeBytes: 8 * 1024 ** 3, path: null, readOnly: false },
+        { name: 'base', sizeBytes: null, path: '/srv/base.img', readOnly: true },
+      ],
+      diskCache: 'none',
     });
     const json = await run('vm', 'run', 'db', '--json', '--shadow', 'always');
     expect(vmViewSchema.parse(JSON.parse(json.stdout)).spec.shadow).toEqual({ kind: 'always' });
