@@ -6,6 +6,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
+import { type AllocateResult, benchAllocate } from './allocate.js';
 import { benchDisk, type DiskResult } from './disk.js';
 import { BenchGuests } from './guest.js';
 import { benchImage, type ImageResult } from './image.js';
@@ -24,12 +25,13 @@ export interface BenchResults {
   scan: Record<string, ScanResult>;
   overhead: OverheadResult | null;
   image: ImageResult | null;
+  allocate: AllocateResult | null;
   network: NetworkResult | null;
   disk: DiskResult | null;
 }
 
 const RAM_MIB = [256, 1024];
-const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'network', 'disk'] as const;
+const SECTIONS = ['pause', 'switchover', 'scan', 'overhead', 'image', 'network', 'disk', 'allocate'] as const;
 const HANG_ROUNDS = 5;
 const OVERHEAD_ROUNDS_MAX = 10;
 
@@ -62,14 +64,8 @@ function progress(what: string): void {
 
 async function run(rounds: number, only: string[]): Promise<BenchResults> {
   const results: BenchResults = {
-    pause: {},
-    switchover: {},
-    detect: {},
-    scan: {},
-    overhead: null,
-    image: null,
-    disk: null,
-    network: null,
+    ...{ pause: {}, switchover: {}, detect: {}, scan: {} },
+    ...{ overhead: null, image: null, network: null, disk: null, allocate: null },
   };
   const guests = await BenchGuests.open();
   try {
@@ -105,6 +101,10 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
       progress('network');
       results.network = await benchNetwork(rounds);
     }
+    if (only.includes('allocate')) {
+      progress('allocate: four VMs, some 8 minutes');
+      results.allocate = await benchAllocate();
+    }
     return results;
   } finally {
     await guests.close();
@@ -122,10 +122,13 @@ function print(results: BenchResults, checks: Check[]): void {
     console.log(`  ${kept ? 'kept  ' : 'BROKEN'} ${promise.padEnd(58)} ${measured}`);
 }
 
+const ALLOCATION_WAYS = new Set(['fixed', 'reactive', 'auto']);
+
 /** Numbers as they are; groups of them under the RAM that they are of. */
 function printFigures(figures: object, group: string): void {
   for (const [key, value] of Object.entries(figures)) {
-    if (typeof value === 'object' && value !== null) printFigures(value, /^\d+$/.test(key) ? `${key} MiB` : group);
+    if (typeof value === 'object' && value !== null)
+      printFigures(value, /^\d+$/.test(key) ? `${key} MiB` : ALLOCATION_WAYS.has(key) ? key : group);
     else console.log(`  ${group.padEnd(9)} ${key.padEnd(26)} ${value}`);
   }
 }

@@ -15,7 +15,7 @@ export function checkPromises(results: BenchResults): Check[] {
   const atLeast = (promise: string, measured: number | undefined, limit: number) => {
     if (measured !== undefined) checks.push({ promise: `${promise} ≥ ${limit}`, measured, kept: measured >= limit });
   };
-  const { pause, switchover, detect, scan, overhead, image, network, disk } = results;
+  const { pause, switchover, detect, scan, overhead, image, network, disk, allocate } = results;
   atMost('pause p50, 256 MiB, ms', pause[256]?.oursMsP50, 6);
   atMost('pause p99, 256 MiB, ms', pause[256]?.oursMsP99, 25);
   const growth = pause[1024] && pause[256] && pause[1024].oursMsP50 / pause[256].oursMsP50;
@@ -41,6 +41,15 @@ export function checkPromises(results: BenchResults): Check[] {
   atLeast('append, MiB/s of changed pages on one core', image?.appendMiBPerS, 500);
   atLeast('cold boot ÷ start from the golden snapshot', image?.timesFasterThanBoot, 20);
   atMost('restore of a snapshot of 1 GiB p50, ms', image?.snapshotRestoreMsP50, 150);
+  if (allocate !== null && allocate !== undefined) {
+    const { fixed, reactive, auto } = allocate.live;
+    const share = (part: number, whole: number) => Math.round((100 * part) / whole) / 100;
+    atMost('throttled time, auto ÷ fixed quotas', share(auto.throttledMsPerPeriod, fixed.throttledMsPerPeriod), 0.5);
+    atMost('throttled time, auto ÷ reactive', share(auto.throttledMsPerPeriod, reactive.throttledMsPerPeriod), 1);
+    atMost('Redis p99, auto ÷ fixed quotas', share(auto.redisMsP99, fixed.redisMsP99), 0.9);
+    atLeast('history taken in, seconds of VMs per second', allocate.scale.samplesPerS, 10_000);
+    atMost('forecasts of one metric of a VM per sample, µs', allocate.scale.forecastUsPerSample, 1000);
+  }
   atMost('extra pause of an epoch whose disk was written p50, ms', disk?.pauseExtraMsP50, 3);
   atLeast('sequential writes to a disk protected ÷ unprotected', disk?.sequentialRatio, 0.85);
   atLeast('random writes to a disk protected ÷ unprotected', disk?.randomRatio, 0.85);

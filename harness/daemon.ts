@@ -14,6 +14,8 @@ export interface DaemonOptions {
   bridge?: string;
   subnet?: string;
   env?: NodeJS.ProcessEnv;
+  /** More options of the command line. */
+  argv?: string[];
   /** Of a daemon that was killed. Default: a new one. */
   stateDir?: string;
 }
@@ -39,6 +41,7 @@ export class Daemon {
     const argv = [SHADOWVM, 'daemon', '--state', stateDir, '--images', IMAGES_DIR];
     if (options.bridge !== undefined) argv.push('--bridge', options.bridge);
     if (options.subnet !== undefined) argv.push('--subnet', options.subnet);
+    argv.push(...(options.argv ?? []));
     const child = spawn(process.execPath, argv, {
       stdio: ['ignore', 'ignore', 'pipe'],
       env: options.env ?? process.env,

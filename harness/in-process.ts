@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pino from 'pino';
 import { EventLog } from '../src/manager/events.js';
+import type { HostOptions } from '../src/manager/host.js';
 import { type Manager, openManager } from '../src/manager/manager.js';
 import { StateDir } from '../src/manager/state-dir.js';
 import type { QemuProcess } from '../src/qemu/process.js';
@@ -20,7 +21,7 @@ export class InProcessManager {
     readonly events: EventLog,
   ) {}
 
-  static async open(options: { bridge?: string; subnet?: string; imagesDir?: string } = {}): Promise<InProcessManager> {
+  static async open(options: Partial<HostOptions> = {}): Promise<InProcessManager> {
     const stateDir = StateDir.open(mkdtempSync(join(tmpdir(), 'shadowvm-')));
     const log = pino({ level: 'error' }, pino.destination(2));
     const events = await EventLog.open(stateDir.eventsPath, { log });

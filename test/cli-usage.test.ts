@@ -89,6 +89,16 @@ describe.concurrent('a command line that is wrong ends with 2 and says why', () 
     ['vm logs web --bytes 1G', 'Ask for 1 to 1M'],
     ['vm fault web flood', 'The faults are kill, hang and panic'],
     ['events --since yesterday', 'it is not a whole number'],
+    ['history web --metric heat', 'Allowed choices are cpu, stolen'],
+    ['history web --since 1h --until 2h', '--since is not before --until'],
+    ['history web --since yesterday', 'neither a time of day'],
+    ['vm run web --allocate maybe', 'Allowed choices are off, recommend, auto'],
+    ['vm run web --cpu-max half', 'it is not a whole percentage'],
+    ['vm run web --cpu-min 0%', 'it is not from 1% to 900%'],
+    ['vm run web --memory-min 1M', 'allocation.memoryMinBytes'],
+    ['allocation set web', 'nothing is said that is to change'],
+    ['daemon --forecast-interval 1500ms', 'not whole seconds from 1 to 3600'],
+    ['daemon --season 2h --forecast-interval 1h', 'a season of 2.0 samples can not be forecast'],
     ['vm ls --colour', "unknown option '--colour'"],
     ['frobnicate', "unknown command 'frobnicate'"],
     ['daemon --log-level loud', 'Allowed choices are'],
@@ -104,6 +114,14 @@ describe.concurrent('a command line that is wrong ends with 2 and says why', () 
   test('following a log as JSON', async () => {
     const { code, stderr } = await run('vm', 'logs', 'web', '--follow', '--json');
     expect({ code, error: JSON.parse(stderr).error }).toMatchObject({ code: 2, error: { remedy: 'Leave out --json' } });
+  });
+
+  test('history as CSV and as JSON', async () => {
+    const { code, stderr } = await run('history', 'web', '--csv', '--json');
+    expect({ code, error: JSON.parse(stderr).error }).toMatchObject({
+      code: 2,
+      error: { remedy: 'Leave one of them out' },
+    });
   });
 
   test.each(['', 'vm', 'shadow', 'network', 'image'])('shadowvm %s without a verb shows the help', async (group) => {

@@ -108,6 +108,62 @@ describe('with a daemon', () => {
   });
   afterEach(() => api.close());
 
+  test('history is a chart, lines for a program, or JSON; analyze is words and figures', async () => {
+    await run('vm', 'run', 'web');
+    const drawn = await run('history', 'web', '--since', '2h');
+    expect(drawn.stdout).toMatch(/^cpu of web, .*\n *95\.0% │·/);
+    expect(drawn.stdout).toMatch(/mean 40\.0%, highest 95\.0%, last 90\.0%; 3 points of 1 s\n$/);
+    const query = manager.usage.asked[0]!;
+    expect(Math.abs(query.untilMs - query.sinceMs - 7_200_000)).toBeLessThan(50);
+    const csv = (await run('history', 'web', '--metric', 'lag', '--csv')).stdout.split('\n');
+    expect(csv[0]).toBe('at,mean,max');
+    expect(csv[1]).toMatch(/^20\d\d-.*Z,10,15$/);
+    expect(JSON.parse((await run('history', 'web', '--json')).stdout)).toMatchObject({ metric: 'cpu', unit: '%' });
+    const analysis = (await run('analyze', 'web')).stdout;
+    expect(analysis).toMatch(/periods: +1 d \(90 % alike\)/);
+    expect(analysis).toMatch(/trend: +\+1\.5% a day/);
+  });
+
+  test('thresholds are explained, and forecasts are tables', async () => {
+    await run('vm', 'run', 'web');
+    const { stdout } = await run('threshold', 'show', 'web');
+    expect(stdout).toMatch(/^cpu is too much above 77\.0%: 60\.0% is expected and at most 70\.0%: 10% above that\n/);
+    expect(stdout).toMatch(/measured 81\.0%; an alarm until it is below 69\.3%/);
+    expect(stdout).toMatch(/unchanged for 1 min\n/);
+    const forecast = (await run('forecast', 'show', 'web')).stdout;
+    expect(forecast).toMatch(
+      /^demand: highest second in each 5 min, learnt from 600, last 35\.0%, held limit 80\.0%\n/,
+    );
+    expect(forecast).toMatch(/40\.0% +50\.0% +60\.0% +70\.0%\n$/);
+  });
+
+  test('what VMs are given is a table, details and a change; the capacity says whether it is enough', async () => {
+    await run('vm', 'run', 'web');
+    expect((await run('allocation', 'ls')).stdout).toMatch(/web +auto +5 +20\.0% +44\.0% +40\.0% .*process +30\.0%\n$/);
+    const shown = (await run('allocation', 'show', 'web')).stdout;
+    expect(shown).toMatch(/cpu: +quota 44\.0%, weight 44; from 10\.0% to 100\.0%\n/);
+    expect(shown).toMatch(/changed: .* cpu from 100\.0% to 44\.0% \(forecast\): 30\.0% is expected\n$/);
+    await run(
+      'allocation',
+      'set',
+      'web',
+      '--allocate',
+      'off',
+      '--cpu-max',
+      '150%',
+      '--memory-min',
+      '96M',
+      '--priority',
+      '9',
+    );
+    expect(manager.usage.changes).toEqual([
+      { mode: 'off', cpuMaxPercent: 150, memoryMinBytes: 96 * 1024 * 1024, priority: 9 },
+    ]);
+    const capacity = (await run('capacity')).stdout;
+    expect(capacity).toMatch(/CPU +200\.0% +260\.0% +80\.0% +110\.0% +190\.0% +2\.5%\n/);
+    expect(capacity).toMatch(/3 VMs, 1 of them not known yet; SHORT is the chance .* in the next 1 h\n$/);
+  });
+
   test('networks are made, listed, shown and removed', async () => {
     const line = 'network create backend --subnet 10.1.0.0/24 --subnet6 fd00:1::/64 --nat --bridge svb';
     expect(await run(...line.split(' '))).toMatchObject({
@@ -136,7 +192,8 @@ describe('with a daemon', () => {
       'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg --net backend --bandwidth 100M ' +
       '--probe redis:6379 --probe http:80/health --probe-period 1s --probe-timeout 500ms --probe-failures 5 ' +
       '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25% ' +
-      '--mode strict --standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot';
+      '--mode strict --standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot --allocate auto --priority 7 --cpu-min 20% --cpu-max 150% --memory-min 96M --memory-max 512M ' +
+      '--disk data=8G --disk base=/srv/base.img,ro --cache none';
     const human = await run(...line.split(' '));
     expect(human).toMatchObject({
       code: 0,
@@ -174,6 +231,15 @@ describe('with a daemon', () => {
       durability: 'epoch',
       retention: { keepMs: 300_000, maxBytes: 2 * 1024 ** 3 },
       start: 'boot',
+      allocation: {
+        ...{ mode: 'auto', priority: 7, cpuMinPercent: 20, cpuMaxPercent: 150 },
+        ...{ memoryMinBytes: 96 * 1024 ** 2, memoryMaxBytes: 512 * 1024 ** 2 },
+      },
+      disks: [
+        { name: 'data', sizeBytes: 8 * 1024 ** 3, path: null, readOnly: false },
+        { name: 'base', sizeBytes: null, path: '/srv/base.img', readOnly: true },
+      ],
+      diskCache: 'none',
     });
     const json = await run('vm', 'run', 'db', '--json', '--shadow', 'always');
     expect(vmViewSchema.parse(JSON.parse(json.stdout)).spec.shadow).toEqual({ kind: 'always' });

@@ -22,7 +22,7 @@ interface CgroupLimits {
   cpuWeight?: number | undefined;
 }
 
-interface CgroupUsage {
+export interface CgroupUsage {
   /** CPU time of all processes that ever were in it. (Exact for 104 days of CPU, within 2 ns for 104 more.) */
   cpuNs: number;
   /** Time that its threads were ready but held back by the CPU limit. */

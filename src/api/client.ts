@@ -4,8 +4,17 @@ import type { Duplex } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
+import type { Metric } from '../history/metrics.js';
 import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
-import type { Mode, StandbyLevel, VmSpecInput } from '../vm/spec.js';
+import type { AllocationSpec, Mode, StandbyLevel, VmSpecInput } from '../vm/spec.js';
+import type {
+  AllocationView,
+  AnalysisView,
+  CapacityView,
+  ForecastView,
+  HistoryView,
+  ThresholdView,
+} from '../vm/usage-view.js';
 import {
   type EpochView,
   type Event,
@@ -54,6 +63,13 @@ export interface CallOptions {
 export interface EpochName {
   epoch?: number | undefined;
   before?: string | undefined;
+}
+
+/** Which metric, over which time; ISO 8601. */
+export interface UsageQuery {
+  metric?: Metric | undefined;
+  since?: string | undefined;
+  until?: string | undefined;
 }
 
 /** Holds no connection between calls, so there is nothing to close. Every method throws ShadowVmError only. */
@@ -161,6 +177,31 @@ export class Client {
   }
   async removeShadow(name: string): Promise<void> {
     await this.#call(routes.removeShadow, { name });
+  }
+
+  /** A metric's past, at most `points` of it. `since`, `until`: ISO 8601. */
+  history(name: string, query: UsageQuery & { points?: number } = {}): Promise<HistoryView> {
+    const { points, ...period } = query;
+    const asked = points === undefined ? {} : { points: String(points) };
+    return this.#call(routes.history, { name, query: { ...defined(period), ...asked } });
+  }
+  analysis(name: string, query: UsageQuery = {}): Promise<AnalysisView> {
+    return this.#call(routes.analysis, { name, query: defined(query) });
+  }
+  async forecasts(name: string): Promise<ForecastView[]> {
+    return (await this.#call(routes.forecasts, { name })).forecasts;
+  }
+  async thresholds(name: string): Promise<ThresholdView[]> {
+    return (await this.#call(routes.thresholds, { name })).thresholds;
+  }
+  capacity(): Promise<CapacityView> {
+    return this.#call(routes.capacity, {});
+  }
+  async allocations(): Promise<AllocationView[]> {
+    return (await this.#call(routes.allocations, {})).allocations;
+  }
+  allocate(name: string, change: Partial<AllocationSpec>): Promise<AllocationView> {
+    return this.#call(routes.allocate, { name, body: change });
   }
 
   async listNetworks(): Promise<NetworkView[]> {
@@ -284,6 +325,11 @@ export class Client {
       request.end(body);
     });
   }
+}
+
+/** Without what is undefined, which a query would have as text. */
+function defined<T extends object>(query: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(query).filter(([, value]) => value !== undefined)) as never;
 }
 
 function eventsQuery(filter: { since?: number; limit?: number; vm?: string }): Record<string, string> {

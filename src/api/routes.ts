@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import * as s from './schemas.js';
+import * as u from './usage-schemas.js';
 
 export interface Route {
   method: 'GET' | 'POST' | 'DELETE';
@@ -119,6 +120,16 @@ export const routes = {
   }),
   verifySnapshot: change('POST', '/v1/vms/:name/snapshot/verify', 'verify the snapshot', s.verifyViewSchema, {
     long: true,
+  }),
+
+  history: query('/v1/vms/:name/history', 'show the history of the VM', u.historyViewSchema, u.historyQuerySchema),
+  analysis: query('/v1/vms/:name/analysis', 'analyze the VM', u.analysisViewSchema, u.analysisQuerySchema),
+  forecasts: query('/v1/vms/:name/forecasts', 'show the forecasts of the VM', u.forecastsResponseSchema),
+  thresholds: query('/v1/vms/:name/thresholds', 'show the thresholds of the VM', u.thresholdsResponseSchema),
+  capacity: query('/v1/capacity', 'show the capacity of the host', u.capacityViewSchema),
+  allocations: query('/v1/allocations', 'show what the VMs are given', u.allocationsResponseSchema),
+  allocate: change('POST', '/v1/vms/:name/allocation', 'change what the VM is given', u.allocationViewSchema, {
+    body: u.allocationBodySchema,
   }),
 
   listNetworks: query('/v1/networks', 'list the networks', s.networksResponseSchema),

@@ -74,7 +74,7 @@ export const faultBodySchema = z.strictObject({ fault: z.enum(['kill', 'hang', '
 export type Fault = z.infer<typeof faultBodySchema>['fault'];
 export const execBodySchema = z.strictObject({ command: z.string().min(1).max(8192) });
 
-const integerText = z
+export const integerText = z
   .string()
   .regex(/^\d{1,15}$/, 'it is not a whole number')
   .transform(Number);

@@ -30,6 +30,7 @@ import {
   networkNameParamsSchema,
   type VersionResponse,
 } from './schemas.js';
+import { serveUsage } from './usage-routes.js';
 
 const API_LIMITS = {
   bodyBytes: 64 * 1024,
@@ -77,6 +78,8 @@ interface Input<R extends Route> {
   hungUp: AbortSignal;
 }
 type Answer<R extends Route> = z.input<R['response']>;
+/** Registers what answers a route. */
+export type Serve = <R extends Route>(route: R, handler: Handler<R>) => void;
 type Handler<R extends Route> = (input: Input<R>, progress: OnProgress) => Promise<Answer<R>> | Answer<R>;
 
 function wantedOf({ epoch, before }: { epoch?: number | undefined; before?: string | undefined }): WantedEpoch | null {
@@ -192,6 +195,7 @@ class Api implements ApiServer {
     );
     this.#serve(routes.exportSnapshot, ({ name, body }, progress) => manager.exportSnapshot(name, body.path, progress));
     this.#serve(routes.verifySnapshot, ({ name }, progress) => manager.verifySnapshot(name, progress));
+    serveUsage((route, handler) => this.#serve(route, handler), manager.usage);
     this.#serve(routes.listNetworks, () => ({ networks: manager.listNetworks() }));
     this.#serve(routes.showNetwork, ({ name }) => manager.showNetwork(name));
     this.#serve(routes.createNetwork, ({ body }) => manager.createNetwork(body));

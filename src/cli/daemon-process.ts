@@ -7,7 +7,9 @@ import { resolve } from 'node:path';
 import { type Logger, multistream, pino } from 'pino';
 import { serveApi } from '../api/server.js';
 import { type ShadowVmError, toShadowVmError } from '../errors.js';
+import type { ForecastSettings } from '../forecast/outlook.js';
 import { EventLog } from '../manager/events.js';
+import type { AllocationSettings } from '../manager/host.js';
 import { openManager } from '../manager/manager.js';
 import { RotatingFile } from '../manager/rotating-file.js';
 import { fileError, StateDir } from '../manager/state-dir.js';
@@ -20,6 +22,8 @@ export interface DaemonOptions {
   imagesDir: string;
   bridge?: string;
   subnet?: string;
+  forecasts: ForecastSettings;
+  allocation: Partial<AllocationSettings>;
   logLevel: string;
   logToStderr: boolean;
   json: boolean;
@@ -96,6 +100,8 @@ async function startAndWait(options: DaemonOptions, ending: Ending, undo: Undo):
     imagesDir,
     events,
     log,
+    forecasts: options.forecasts,
+    allocation: options.allocation,
     ...(options.bridge === undefined ? {} : { bridge: options.bridge }),
     ...(options.subnet === undefined ? {} : { subnet: options.subnet }),
   });

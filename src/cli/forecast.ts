@@ -1,15 +1,17 @@
-/** `shadowvm forecast …`: works in this process and needs no daemon. */
+/** `shadowvm forecast …`: what is expected of a VM; and how good such forecasts are, in this process without a daemon. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { type Command, Option } from 'commander';
 import { ShadowVmError } from '../errors.js';
 import type { BacktestOptions, SeriesScore } from '../forecast/backtest.js';
 import type { LimitScore } from '../forecast/score.js';
+import type { ForecastView } from '../vm/usage-view.js';
 import * as parse from './parse.js';
 import { addGroup, addVerb } from './session.js';
 import * as show from './table.js';
 
 const EXAMPLES = [
+  'forecast show web',
   'forecast backtest vm-1.csv vm-2.csv --column cpu_avg_pct',
   'forecast backtest *.csv --column value --safety 0.95,0.99 --dump out --json',
 ];
@@ -30,6 +32,22 @@ interface FileScore extends SeriesScore {
 
 export function addForecastVerbs(program: Command): void {
   const forecast = addGroup(program, 'forecast', 'how well the future is known', EXAMPLES);
+  addVerb(
+    forecast,
+    'show <vm>',
+    { summary: 'show what is expected of a VM', examples: ['forecast show web', 'forecast show web --json'] },
+    (command) => command,
+    async (session, args) => {
+      const forecasts = await session.client.forecasts(parse.vmName(args[0]!));
+      session.result(
+        { forecasts },
+        forecasts.length === 0
+          ? 'nothing is expected yet: the first interval has not ended\n'
+          : forecasts.map(forecastTable).join('\n'),
+      );
+    },
+  );
+
   addVerb<BacktestArguments>(
     forecast,
     'backtest <file...>',
@@ -72,6 +90,24 @@ export function addForecastVerbs(program: Command): void {
       const mean = meanScore(scores);
       session.result({ series: scores, mean }, scoreTable(scores, mean));
     },
+  );
+}
+
+function forecastTable({ metric, unit, intervalS, samples, last, limit, ahead }: ForecastView): string {
+  const amount = (value: number) => show.amount(value, unit);
+  const held = limit === null ? '' : `, held limit ${amount(limit)}`;
+  return (
+    `${metric}: highest second in each ${show.span(intervalS * 1000)}, learnt from ${samples}, last ${amount(last)}${held}\n` +
+    show.table(
+      [
+        { title: 'UNTIL', value: (row) => show.time(row.at) },
+        { title: 'EXPECTED', align: 'right', value: (row) => amount(row.expected) },
+        { title: '80% BELOW', align: 'right', value: (row) => amount(row.upper80) },
+        { title: '95% BELOW', align: 'right', value: (row) => amount(row.upper95) },
+        { title: '99% BELOW', align: 'right', value: (row) => amount(row.upper99) },
+      ],
+      ahead,
+    )
   );
 }
 

@@ -1,9 +1,11 @@
 /** `shadowvm`: takes the command line apart and runs one verb. Exit codes: 0 ok, 1 failed, 2 the command line is wrong. */
 import { Command, CommanderError } from 'commander';
+import { addAllocationVerbs } from './allocation.js';
 import { addDaemonVerb } from './daemon.js';
 import { addDoctorVerb } from './doctor.js';
 import { addEventsVerb } from './events.js';
 import { addForecastVerbs } from './forecast.js';
+import { addHistoryVerbs } from './history.js';
 import { addImageVerbs } from './image.js';
 import { addNetworkVerbs } from './network.js';
 import { VERSION } from './package.js';
@@ -11,6 +13,7 @@ import { usageError } from './parse.js';
 import { addGlobalOptions, exitWhenReaderLeaves, printError } from './session.js';
 import { addShadowVerbs } from './shadow.js';
 import { addSnapshotVerbs } from './snapshot.js';
+import { addThresholdVerbs } from './threshold.js';
 import { addVersionVerb } from './version.js';
 import { addVmVerbs } from './vm.js';
 
@@ -42,8 +45,11 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addNetworkVerbs(program);
   addSnapshotVerbs(program);
   addEventsVerb(program);
+  addHistoryVerbs(program);
   addImageVerbs(program);
   addForecastVerbs(program);
+  addThresholdVerbs(program);
+  addAllocationVerbs(program);
   addDoctorVerb(program);
   addVersionVerb(program);
   return program;

@@ -74,6 +74,31 @@ export function publishedPort(text: string): PublishedPort {
   return { hostPort, guestPort };
 }
 
+export const coolDownMs = (text: string): number => parseDurationMs(text, 'the cool-down');
+export const forecastIntervalS = wholeSeconds('the interval of the forecasts', 1, 3600);
+export const seasonS = wholeSeconds('the season', 4, 4 * 7 * 86_400);
+
+export const memoryBytes = (text: string): number => parseBytes(text, 'the memory');
+
+/** Percent of one CPU, which may be above 100: `150%`. */
+export function cpuPercent(max: number): (text: string) => number {
+  return (text) => {
+    const match = /^(\d{1,6})%$/.exec(text);
+    const percent = Number(match?.[1]);
+    if (percent >= 1 && percent <= max) return percent;
+    const reason = match === null ? 'it is not a whole percentage' : `it is not from 1% to ${max}%`;
+    throw malformed('the share of CPU', text, reason, 'Write whole percent of one CPU, such as 50% or 150%');
+  };
+}
+
+function wholeSeconds(what: string, min: number, max: number): (text: string) => number {
+  return (text) => {
+    const seconds = parseDurationMs(text, what) / 1000;
+    if (Number.isInteger(seconds) && seconds >= min && seconds <= max) return seconds;
+    throw malformed(what, text, `it is not whole seconds from ${min} to ${max}`, 'Write a number and s, m or h');
+  };
+}
+
 /** @throws INVALID_ARGUMENT */
 export function mode(text: string): Mode {
   if (text === 'async' || text === 'strict') return text;

@@ -1,4 +1,5 @@
 /** Results as text for people: aligned tables, and numbers with their units. */
+export * from '../vm/amount-text.js';
 
 export interface Column<T> {
   title: string;
@@ -40,19 +41,6 @@ export function printable(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f-\u009f]/g, '?');
 }
 
-export const NONE = '-';
-
-/** 0.4 ms, 37 ms, 1.2 s, 3 min, 2 h */
-export function ms(value: number | null | undefined): string {
-  if (value === null || value === undefined) return NONE;
-  if (value < 9.95) return `${value.toFixed(1)} ms`;
-  if (value < 999.5) return `${Math.round(value)} ms`;
-  if (value < 59_950) return `${(value / 1000).toFixed(1)} s`;
-  if (value < 3_600_000) return `${Math.max(1, Math.floor(value / 60_000))} min`;
-  if (value < 48 * 3_600_000) return `${Math.floor(value / 3_600_000)} h`;
-  return `${Math.floor(value / 86_400_000)} d`;
-}
-
 /** How long something lasts, to two units: 45 s, 5 min 12 s, 3 h 20 min, 12 d 4 h */
 export function span(value: number): string {
   const seconds = Math.floor(value / 1000);
@@ -74,32 +62,6 @@ export function span(value: number): string {
     })
     .join(' ')
     .trimEnd();
-}
-
-export function percent(value: number | null | undefined): string {
-  return value === null || value === undefined ? NONE : `${value.toFixed(1)}%`;
-}
-
-/** Memory and files, in powers of 1024. */
-export function bytes(value: number | null | undefined): string {
-  if (value === null || value === undefined) return NONE;
-  let scaled = value;
-  for (const unit of ['B', 'KiB', 'MiB', 'GiB', 'TiB']) {
-    if (scaled < 1023.5 || unit === 'TiB') return `${Number.isInteger(scaled) ? scaled : scaled.toFixed(1)} ${unit}`;
-    scaled /= 1024;
-  }
-  return NONE;
-}
-
-/** Traffic, in powers of 1000 as triggers have it. */
-export function bytesPerSecond(value: number | null | undefined): string {
-  if (value === null || value === undefined) return NONE;
-  let scaled = value;
-  for (const unit of ['B/s', 'kB/s', 'MB/s', 'GB/s']) {
-    if (scaled < 999.5 || unit === 'GB/s') return `${unit === 'B/s' ? Math.round(scaled) : scaled.toFixed(1)} ${unit}`;
-    scaled /= 1000;
-  }
-  return NONE;
 }
 
 /** Local time to the second, or to the millisecond. */

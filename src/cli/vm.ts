@@ -18,6 +18,7 @@ import {
 import { parseStandby } from '../vm/standby-text.js';
 import { formatTrigger, parseTrigger } from '../vm/trigger-text.js';
 import type { OnProgress, VmView } from '../vm/view.js';
+import { type AllocationOptions, addAllocationOptions, allocationOf } from './allocation.js';
 import * as parse from './parse.js';
 import { addGroup, addVerb, type Session } from './session.js';
 import { addEpochOptions, shadowDetails } from './shadow.js';
@@ -25,7 +26,7 @@ import * as show from './table.js';
 import { attachConsole } from './vm-console.js';
 import { printLog } from './vm-logs.js';
 
-interface RunOptions {
+interface RunOptions extends AllocationOptions {
   image?: string;
   ram?: number;
   vcpus?: number;
@@ -289,7 +290,7 @@ function addRun(vm: Command): void {
       ],
     },
     (command) =>
-      command
+      addAllocationOptions(command)
         .option('--image <name>', 'default: default')
         .addOption(new Option('--ram <size>', 'default: 256M').argParser(parse.ramBytes))
         .addOption(
@@ -466,6 +467,7 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
       ...(options.maxBytes === undefined ? {} : { maxBytes: options.maxBytes }),
     },
     start: options.boot === true ? 'boot' : 'golden',
+    allocation: allocationOf(options),
     ...(options.shadow === undefined ? {} : { shadow: { kind: options.shadow } }),
     ...(options.shadowWhen === undefined ? {} : { shadow: { kind: 'when', triggers: options.shadowWhen } }),
   };

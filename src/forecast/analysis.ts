@@ -29,8 +29,15 @@ const CHANGES_MAX = 8;
 const CHANGE_BLOCKS_MIN = 12;
 const BLOCK = 12;
 
-/** `idleBelow` is the p99 up to which a VM is idle. */
-export function analyze(history: readonly number[], options: { intervalS: number; idleBelow: number }): Analysis {
+export interface AnalysisOptions {
+  intervalS: number;
+  /** The p99 up to which a VM is idle. */
+  idleBelow: number;
+  /** An amount for people, with its unit. */
+  label?: (value: number) => string;
+}
+
+export function analyze(history: readonly number[], options: AnalysisOptions): Analysis {
   const values = history.filter((value) => value >= 0 && Number.isFinite(value));
   const perDay = Math.round(86_400 / options.intervalS);
   const sorted = values.toSorted((a, b) => a - b);
@@ -49,7 +56,7 @@ export function analyze(history: readonly number[], options: { intervalS: number
   };
   const spread = quantile(0.9) - quantile(0.1);
   const kind = classify(figures, spread, options.idleBelow);
-  return { class: kind, ...figures, words: inWords(kind, figures, options.intervalS) };
+  return { class: kind, ...figures, words: inWords(kind, figures, options) };
 }
 
 function classify(figures: Omit<Analysis, 'class' | 'words'>, spread: number, idleBelow: number): WorkloadClass {
@@ -146,21 +153,25 @@ function medianOf(values: readonly number[]): number {
   return sorted[sorted.length >> 1] ?? Number.NaN;
 }
 
-function inWords(kind: WorkloadClass, figures: Omit<Analysis, 'class' | 'words'>, intervalS: number): string {
+function inWords(
+  kind: WorkloadClass,
+  figures: Omit<Analysis, 'class' | 'words'>,
+  { intervalS, label = (value) => value.toFixed(1) }: AnalysisOptions,
+): string {
   if (kind === 'unknown') return `too little is known: ${figures.samples} samples`;
   const period = figures.periods[0];
   const change = figures.changePoints.at(-1);
   const parts = [
-    `${kind}: half of the time up to ${figures.median.toFixed(1)}, 99% of it up to ${figures.p99.toFixed(1)}`,
+    `${kind}: half of the time up to ${label(figures.median)}, 99% of it up to ${label(figures.p99)}`,
     period === undefined
       ? null
       : `repeats every ${duration(period.samples * intervalS)} (${(100 * period.strength).toFixed(0)}% alike)`,
     Math.abs(figures.trendPerDay) > 0.01 * figures.median
-      ? `${figures.trendPerDay > 0 ? 'rises' : 'falls'} by ${Math.abs(figures.trendPerDay).toFixed(2)} a day`
+      ? `${figures.trendPerDay > 0 ? 'rises' : 'falls'} by ${label(Math.abs(figures.trendPerDay))} a day`
       : null,
     change === undefined
       ? null
-      : `went from ${change.before.toFixed(1)} to ${change.after.toFixed(1)} ${duration((figures.samples - change.at) * intervalS)} ago`,
+      : `went from ${label(change.before)} to ${label(change.after)} ${duration((figures.samples - change.at) * intervalS)} ago`,
   ];
   return parts.filter((part) => part !== null).join('; ');
 }

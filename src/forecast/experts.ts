@@ -135,7 +135,7 @@ export class Experts {
   private readonly levelError = new Smoothed(DAY_RATE);
   private readonly residuals = new Recent(RESIDUALS_KEPT);
   /** What was said, by age; the base and the level last. */
-  private readonly said: Float64Array[];
+  private readonly said: Float64Array;
   private samples = 0;
 
   constructor(
@@ -154,12 +154,12 @@ export class Experts {
     ];
     const experts = this.fitted.length + shared.profiles.length;
     this.errors = Array.from({ length: experts }, () => new Smoothed(1 / 144));
-    this.said = Array.from({ length: steps }, () => new Float64Array(experts + 2));
+    this.said = new Float64Array(steps * (experts + 2));
   }
 
   /** To be called after the shared part has taken the sample. */
   observe(value: number): void {
-    const slot = this.said[this.samples % this.steps]!;
+    const slot = this.saidAt(this.samples % this.steps);
     if (this.samples >= this.steps) {
       const base = slot.at(-2)!;
       this.errors.forEach((error, i) => {
@@ -195,7 +195,12 @@ export class Experts {
   }
 
   private get newest(): Float64Array {
-    return this.said[(this.samples - 1) % this.steps]!;
+    return this.saidAt((this.samples - 1) % this.steps);
+  }
+
+  private saidAt(slot: number): Float64Array {
+    const width = this.errors.length + 2;
+    return this.said.subarray(slot * width, (slot + 1) * width);
   }
 
   features(): Float64Array {

@@ -6,6 +6,8 @@ export interface ThresholdPolicy {
   ceiling: number;
   /** How far above the upper bound it stands, as a share of it. */
   margin: number;
+  /** An amount for people, with its unit. */
+  label?: (value: number) => string;
   /** It moves only when it is off by more than this share; and what fired ends only this share below it. */
   hysteresis: number;
 }
@@ -33,7 +35,8 @@ export function moveThreshold(policy: ThresholdPolicy, state: ThresholdState, ou
   if (Number.isNaN(wanted)) return state;
   const value = Math.max(policy.floor, Math.min(policy.ceiling, wanted));
   if (Math.abs(value - state.value) <= policy.hysteresis * state.value) return state;
-  const bound = `${outlook.expected.toFixed(1)} is expected and at most ${outlook.upperBound.toFixed(1)}`;
+  const { label = (amount) => amount.toFixed(1) } = policy;
+  const bound = `${label(outlook.expected)} is expected and at most ${label(outlook.upperBound)}`;
   const kept =
     value === wanted
       ? `${(100 * policy.margin).toFixed(0)}% above that`

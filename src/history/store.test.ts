@@ -28,6 +28,13 @@ it('keeps seconds for an hour, and rolls them up', () => {
   again.close();
 });
 
+it('answers in seconds as long as those reach back, wherever in a coarser row they began', () => {
+  const store = HistoryStore.open(file);
+  for (let s = 130; s < 400; s++) store.append('web', T0 + s, { cpu: 1 });
+  expect(store.query('web', 'cpu', 0, T0 + 400)).toHaveLength(270);
+  store.close();
+});
+
 it('fills the bucket that was open at a crash again from its seconds', () => {
   const crashed = HistoryStore.open(file);
   for (let s = 0; s < 30; s++) crashed.append('web', T0 + s, { cpu: 10 });
@@ -78,4 +85,20 @@ it('begins anew with an empty file and refuses foreign ones', () => {
   other.exec('CREATE TABLE x (y)');
   other.close();
   expect(() => HistoryStore.open(path.join(dir, 'other.db'))).toThrow(/another program/);
+});
+
+it('loses what can not be written, and a new one goes on', () => {
+  const store = HistoryStore.open(file);
+  store.append('web', T0, { cpu: 1 });
+  store.flush();
+  const other = new Database(file);
+  other.exec('BEGIN IMMEDIATE');
+  store.append('web', T0 + 1, { cpu: 1 });
+  expect(() => store.flush()).toThrow(/locked/);
+  other.exec('ROLLBACK');
+  other.close();
+  const again = HistoryStore.open(file);
+  again.append('web', T0 + 4, { cpu: 1 });
+  expect(again.query('web', 'cpu', T0, T0 + 10).map((point) => point.atS - T0)).toEqual([0, 4]);
+  again.close();
 });

@@ -9,24 +9,7 @@
 import Database from 'libsql';
 import { ShadowVmError } from '../errors.js';
 import { isUsage } from '../monitor/usage-value.js';
-
-export const METRICS = [
-  'cpu',
-  'stolen',
-  'throttled',
-  'memory',
-  'balloon',
-  'guest-memory',
-  'network-bytes',
-  'network-packets',
-  'disk-bytes',
-  'disk-operations',
-  'dirty-rate',
-  'pause',
-  'lag',
-] as const;
-export type Metric = (typeof METRICS)[number];
-export type UsageSample = Partial<Record<Metric, number>>;
+import { METRICS, type Metric, type UsageSample } from './metrics.js';
 
 export interface HistoryPoint {
   /** Unix time of the bucket's begin, in seconds. */
@@ -48,7 +31,8 @@ export const TIERS: readonly Tier[] = [
 /** "SVMH": other programs' databases do not have it. */
 const APPLICATION_ID = 0x53564d48;
 const FORMAT = 1;
-const PRUNE_EVERY_ROWS = 1000;
+/** A VM's oldest rows are taken away once it has so many more: a search through all that it has. */
+const PRUNE_EVERY_ROWS = 600;
 
 /** One bucket being filled: per metric the sum, the maximum and the count. */
 interface Bucket {
@@ -67,7 +51,8 @@ export class HistoryStore {
   private readonly open = new Map<string, (Bucket | null)[]>();
   private readonly pending = new Map<string, { tier: number; vm: string; bucket: Bucket }>();
   private readonly ids = new Map<string, number>();
-  private unprunedRows = 0;
+  /** Rows that were written of each VM since it was pruned. */
+  private readonly unpruned = new Map<string, number>();
 
   private constructor(private readonly database: Database.Database) {}
 
@@ -131,17 +116,23 @@ export class HistoryStore {
     });
   }
 
-  /** Writes everything taken so far in one transaction. */
+  /** Writes everything taken so far in one transaction. What can not be written is lost: it must not pile up. */
   flush(): void {
     if (this.pending.size === 0) return;
+    const rows = [...this.pending.values()];
+    this.pending.clear();
     const put = this.database.prepare('INSERT OR REPLACE INTO usage (vm, tier, t, data) VALUES (?, ?, ?, ?)');
     this.database.transaction(() => {
-      for (const { tier, vm, bucket } of this.pending.values())
-        put.run(this.idOf(vm), tier, bucket.startS, pack(bucket));
+      for (const { tier, vm, bucket } of rows) put.run(this.idOf(vm), tier, bucket.startS, pack(bucket));
     })();
-    this.unprunedRows += this.pending.size;
-    this.pending.clear();
-    if (this.unprunedRows >= PRUNE_EVERY_ROWS) this.prune();
+    const full = new Set<string>();
+    for (const { vm } of rows) {
+      // They begin at different counts, so that not all are full in the same second.
+      const written = (this.unpruned.get(vm) ?? this.idOf(vm) % PRUNE_EVERY_ROWS) + 1;
+      this.unpruned.set(vm, written);
+      if (written >= PRUNE_EVERY_ROWS) full.add(vm);
+    }
+    this.prune([...full]);
   }
 
   private toWrite(vm: string, tier: number, bucket: Bucket): void {
@@ -162,14 +153,12 @@ export class HistoryStore {
     const id = this.ids.get(vm) ?? this.lookUp(vm);
     if (id === undefined) return [];
     const oldest = this.database.prepare('SELECT min(t) AS t FROM usage WHERE vm = ? AND tier = ?');
-    const reaches = TIERS.map(({ stepS }, tier) => {
-      const { t } = oldest.get(id, tier) as { t: number | null };
-      return t === null ? Number.POSITIVE_INFINITY : t - stepS;
-    });
-    const furthest = Math.max(sinceS, Math.min(...reaches));
+    const begins = TIERS.map((_, tier) => (oldest.get(id, tier) as { t: number | null }).t ?? Number.POSITIVE_INFINITY);
+    // What a coarse row holds may begin anywhere in it: the finer ones do not reach less far for beginning in its middle.
+    const furthest = Math.max(sinceS, Math.min(...TIERS.map(({ stepS }, tier) => begins[tier]! + stepS)));
     const tier = Math.max(
       0,
-      reaches.findIndex((reach) => reach <= furthest),
+      begins.findIndex((begin) => begin <= furthest),
     );
     const rows = this.database
       .prepare('SELECT t, data FROM usage WHERE vm = ? AND tier = ? AND t >= ? AND t < ? ORDER BY t')
@@ -180,9 +169,25 @@ export class HistoryStore {
       .filter(({ mean }) => !Number.isNaN(mean));
   }
 
+  /**
+   * Every metric's maxima in [sinceS, untilS), oldest first, from the coarsest rows that are not longer than `stepS`:
+   * what forecasters learn from after a restart.
+   */
+  rows(vm: string, sinceS: number, untilS: number, stepS: number): { atS: number; max: (metric: Metric) => number }[] {
+    this.flushOpen(vm);
+    const id = this.ids.get(vm) ?? this.lookUp(vm);
+    if (id === undefined) return [];
+    const tier = TIERS.findLastIndex((each) => each.stepS <= stepS);
+    const rows = this.database
+      .prepare('SELECT t, data FROM usage WHERE vm = ? AND tier = ? AND t >= ? AND t < ? ORDER BY t')
+      .all(id, Math.max(0, tier), sinceS, untilS) as Row[];
+    return rows.map(({ t, data }) => ({ atS: t, max: (metric) => floatOf(data, 2 * METRICS.indexOf(metric) + 1) }));
+  }
+
   remove(vm: string): void {
     this.flush();
     this.open.delete(vm);
+    this.unpruned.delete(vm);
     const id = this.lookUp(vm);
     if (id === undefined) return;
     this.database.prepare('DELETE FROM usage WHERE vm = ?').run(id);
@@ -192,19 +197,21 @@ export class HistoryStore {
 
   close(): void {
     for (const vm of this.open.keys()) this.flushOpen(vm);
-    this.prune();
+    this.prune([...this.open.keys()]);
     this.database.close();
   }
 
-  private prune(): void {
-    this.unprunedRows = 0;
-    const ids = this.database.prepare('SELECT id FROM vm').all() as { id: number }[];
+  private prune(vms: readonly string[]): void {
+    if (vms.length === 0) return;
     const cut = this.database.prepare(
       `DELETE FROM usage WHERE vm = ?1 AND tier = ?2 AND t <=
         (SELECT t FROM usage WHERE vm = ?1 AND tier = ?2 ORDER BY t DESC LIMIT 1 OFFSET ?3)`,
     );
     this.database.transaction(() => {
-      for (const { id } of ids) TIERS.forEach(({ rowsMax }, tier) => void cut.run(id, tier, rowsMax));
+      for (const vm of vms) {
+        this.unpruned.set(vm, 0);
+        TIERS.forEach(({ rowsMax }, tier) => void cut.run(this.idOf(vm), tier, rowsMax));
+      }
     })();
   }
 

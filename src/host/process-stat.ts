@@ -51,6 +51,25 @@ export function cpuSeconds(pid: number): number | null {
   return fields === null ? null : (Number(fields(UTIME)) + Number(fields(STIME))) / TICKS_PER_SECOND;
 }
 
+/** Time that its threads could have run and waited for a CPU, all of those that live; null when it is gone. */
+export function waitedMs(pid: number): number | null {
+  let ns = 0;
+  try {
+    for (const tid of fs.readdirSync(`/proc/${pid}/task`)) ns += threadWaitedNs(pid, tid);
+  } catch {
+    return null;
+  }
+  return ns / 1e6;
+}
+
+function threadWaitedNs(pid: number, tid: string): number {
+  try {
+    return Number(fs.readFileSync(`/proc/${pid}/task/${tid}/schedstat`, 'latin1').split(' ')[1]);
+  } catch {
+    return 0; // it ended between the listing and the reading
+  }
+}
+
 /** Whether it is still the process that was recorded, and not a later one with its number. */
 export function isRunning({ pid, startTicks }: ProcessIdentity): boolean {
   const fields = readStat(`/proc/${pid}`);

@@ -11,6 +11,9 @@ import type { QemuVersion } from '../qemu/argv.js';
 import type { DiskSpec } from '../vm/spec.js';
 import type { Image } from './store.js';
 
+/** Raised when guests would find other devices, or devices that can do more: older snapshots are made anew. */
+const DEVICES = 2;
+
 export interface GoldenShape {
   ramBytes: number;
   vcpus: number;
@@ -26,7 +29,9 @@ export function goldenPath(image: Image, shape: GoldenShape): string {
   const { ramBytes, vcpus, network, accelerator, qemu, disks } = shape;
   const diskTexts = disks.map(({ name, sizeBytes }) => `${name}=${sizeBytes}`);
   // Written out, and not the object as it is: the order of its fields is nobody's promise.
-  const text = [ramBytes, vcpus, network, accelerator, qemu.major, qemu.minor, qemu.micro, ...diskTexts].join(' ');
+  const text = [ramBytes, vcpus, network, accelerator, qemu.major, qemu.minor, qemu.micro, DEVICES, ...diskTexts].join(
+    ' ',
+  );
   return join(image.dir, `golden-${createHash('sha256').update(text).digest('hex').slice(0, 16)}.fold`);
 }
 

@@ -5,7 +5,9 @@ import os from 'node:os';
 import path from 'node:path';
 import type { Logger } from 'pino';
 import { type CgroupDriver, openCgroups } from '../allocate/cgroup.js';
+import type { Capacity } from '../allocate/plan.js';
 import { ShadowVmError } from '../errors.js';
+import type { ForecastSettings } from '../forecast/outlook.js';
 import { BaseImages } from '../image/base-images.js';
 import { stateTag } from '../network/address.js';
 import { type Network, tapsPermitted } from '../network/network.js';
@@ -29,6 +31,18 @@ export interface HostOptions {
   log: Logger;
   bridge?: string | undefined;
   subnet?: string | undefined;
+  /** How far apart the samples of forecasts are, and after what loads repeat. Default: 5 minutes, a day. */
+  forecasts?: ForecastSettings | undefined;
+  allocation?: Partial<AllocationSettings> | undefined;
+}
+
+export interface AllocationSettings {
+  /** What all VMs together may be given. Default: the whole host but for a reserve. */
+  capacity: Partial<Capacity>;
+  /** Two changes of one thing are so far apart, unless it is pressure. */
+  coolDownMs: number;
+  /** false: decisions are made by what was used in the last seconds, as a reactive scaler would. For comparisons. */
+  foresight: boolean;
 }
 
 export class Host {

@@ -31,6 +31,7 @@ import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from './
 import type { StartFrom } from './primary-start.js';
 import { exportSnapshot, importSnapshot, verifySnapshot } from './snapshots.js';
 import { requireTap } from './strict-mode.js';
+import { UsageDesk, vmNotFound } from './usage-desk.js';
 import { verifyByStart } from './verify-start.js';
 import { ManagedVm } from './vm.js';
 
@@ -51,9 +52,11 @@ export class Manager implements ManagerPort {
   private closing: Promise<void> | null = null;
 
   private readonly origins: Origins;
+  readonly usage: UsageDesk;
 
   constructor(private readonly host: Host) {
     this.origins = new Origins(host);
+    this.usage = new UsageDesk(host, this.vms);
     host.networks.vmsOn = (network) =>
       [...this.vms.values()]
         .filter((vm) => !vm.ended && vm.address !== null && vm.spec.net === network)
@@ -66,6 +69,7 @@ export class Manager implements ManagerPort {
     for (const { vm } of recovered) this.vms.set(vm.spec.name, vm);
     // In the background: the API is there meanwhile, and one VM that can not be woken up keeps no other from it.
     for (const { vm, revive } of recovered) if (revive) void this.revive(vm);
+    this.usage.start();
   }
 
   /** A VM that died while no manager was there goes on from its newest epoch, as after any death. */
@@ -102,6 +106,7 @@ export class Manager implements ManagerPort {
     const spec = { ...parsed, disks: resolveDisks(parsed.disks) };
     await this.requireFreePorts(spec);
     const image = await findImage(this.host.options.imagesDir, spec.image);
+    this.usage.allocation.requireRoom(spec, attempted);
     const vm = this.admit(spec, attempted);
     return this.bringUp(vm, (giveUp) => this.origins.fresh(vm.core, image, progress, giveUp), progress, signal);
   }
@@ -114,6 +119,7 @@ export class Manager implements ManagerPort {
       throw new ShadowVmError('VM_BUSY', { attempted, subject: name, reason: `it is ${before.state}` });
     if (!options.boot && before.core.snapshot === null) throw noSnapshot(attempted, name);
     await this.requireFreePorts(before.spec);
+    this.usage.allocation.requireRoom(before.spec, attempted);
     this.requireOpen(attempted);
     const vm = new ManagedVm(
       this.host,
@@ -139,6 +145,7 @@ export class Manager implements ManagerPort {
     this.requireOpen(attempted);
     const source = this.get(name, attempted);
     const spec = parseSpec(vmSpecSchema, { ...source.spec, name: clone.name, publish: [] }, attempted);
+    this.usage.allocation.requireRoom(spec, attempted);
     const vm = this.admit(spec, attempted);
     const start = (giveUp: AbortSignal) => this.origins.clone(vm.core, source, clone.wanted, progress, giveUp);
     return this.bringUp(vm, start, progress, signal);
@@ -243,6 +250,7 @@ export class Manager implements ManagerPort {
       await vm.kill();
     }
     this.vms.delete(name);
+    this.usage.forget(name);
     await this.host.options.stateDir.removeVmRecord(name);
     this.host.options.events.append('info', 'vm.removed', name, 'the VM was removed', {});
   }
@@ -395,18 +403,13 @@ export class Manager implements ManagerPort {
         await vm.release(); // also what was not running but promoting
       }),
     );
+    await this.usage.close();
     await this.host.close();
   }
 
   private get(name: string, attempted: string): ManagedVm {
     const vm = this.vms.get(name);
-    if (vm === undefined)
-      throw new ShadowVmError('VM_NOT_FOUND', {
-        attempted,
-        subject: name,
-        reason: 'no VM has this name',
-        remedy: 'See which there are: shadowvm vm ls',
-      });
+    if (vm === undefined) throw vmNotFound(name, attempted);
     return vm;
   }
 

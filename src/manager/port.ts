@@ -13,6 +13,7 @@ import type {
   VerifyView,
   VmView,
 } from '../vm/view.js';
+import type { UsagePort } from './usage-port.js';
 
 export interface LogPart {
   maxBytes: number;
@@ -38,6 +39,8 @@ export interface StopOptions {
 export type WantedEpoch = { epoch: number } | { beforeMs: number };
 
 export interface ManagerPort {
+  /** What VMs use, used and will use. */
+  readonly usage: UsagePort;
   listVms(): VmView[];
   /** @throws VM_NOT_FOUND */
   showVm(name: string): VmView;

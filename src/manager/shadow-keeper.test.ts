@@ -23,6 +23,7 @@ function keep(rule: ShadowRule, slowDispose = false) {
   const remakes: number[] = [];
   const keeper = new ShadowKeeper({
     rule,
+    moving: () => 60,
     make: (because) => {
       const shadow: FakeShadow & { dispose: () => Promise<void> } = {
         because,

@@ -4,7 +4,7 @@ import { monotonicMs } from '../clock.js';
 import type { Usage } from '../monitor/thresholds.js';
 import { stepTriggers, type TriggerStates } from '../monitor/thresholds.js';
 import type { Shadow } from '../shadow/shadow.js';
-import type { ShadowRule } from '../vm/spec.js';
+import type { ShadowRule, Trigger } from '../vm/spec.js';
 import { formatTrigger } from '../vm/trigger-text.js';
 
 const REMAKE_AFTER_MS_MIN = 500;
@@ -16,6 +16,8 @@ export interface ShadowKeeperOptions {
   rule: ShadowRule;
   /** Begins to make a shadow. */
   make: (because: string) => Shadow;
+  /** The present value of a threshold that moves. */
+  moving: (metric: Trigger['metric']) => number;
   /** A remake was put off because of a failure. */
   onRemake: (delayMs: number) => void;
 }
@@ -53,12 +55,13 @@ export class ShadowKeeper {
   /** Looks whether a trigger fires. Called with each usage sample. */
   observe(usage: Usage, nowMs: number): void {
     if (this.rule.kind !== 'when' || this.wantedBecause !== null || this.suspended) return;
-    const { states, fired } = stepTriggers(this.rule.triggers, this.triggered, usage, nowMs);
+    const { states, fired } = stepTriggers(this.rule.triggers, this.triggered, usage, nowMs, this.options.moving);
     this.triggered = states;
     if (fired === null) return;
-    const value =
-      fired.trigger.metric === 'network' ? `${Math.round(fired.value)} B/s` : `${Math.round(fired.value)} %`;
-    this.want(`${fired.trigger.metric} at ${value}, trigger ${formatTrigger(fired.trigger)}`);
+    const { metric, above } = fired.trigger;
+    const amount = (value: number) => `${Math.round(value)} ${metric === 'network' ? 'B/s' : '%'}`;
+    const now = above === 'auto' ? ` (${amount(this.options.moving(metric))} now)` : '';
+    this.want(`${metric} at ${amount(fired.value)}, trigger ${formatTrigger(fired.trigger)}${now}`);
   }
 
   /** From now on this VM is to have a shadow. */

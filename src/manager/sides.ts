@@ -3,9 +3,12 @@
  * other waits its shadow, and at each promotion they change roles while the names stay.
  */
 import type { Logger } from 'pino';
+import type { CgroupUsage } from '../allocate/cgroup.js';
+import { cpuWeight } from '../allocate/plan.js';
+import { WAITING_CPU_PERCENT, WAITING_MEMORY_BYTES } from '../allocate/standby-plan.js';
 import { startTicks } from '../host/process-stat.js';
 import { tapName } from '../network/address.js';
-import { nativeNetwork, type PacketTrail } from '../network/native.js';
+import { type InterfaceCounters, nativeNetwork, type PacketTrail } from '../network/native.js';
 import type { GuestAddresses, Network } from '../network/network.js';
 import type { DiskAttachment, Kernel, NetworkAttachment } from '../qemu/argv.js';
 import { QemuProcess } from '../qemu/process.js';
@@ -17,11 +20,23 @@ import type { VmRecord } from './state-dir.js';
 export type Side = 'p' | 's';
 export const other = (side: Side): Side => (side === 'p' ? 's' : 'p');
 
-/** What a waiting shadow may use: it only answers its monitor. */
-const WAITING_CPU_PERCENT = 1;
-const WAITING_MEMORY_BYTES = 192 * 1024 * 1024;
 /** Beside its vCPUs QEMU has a main loop and, when it saves its state, helpers. */
 const PRIMARY_CPU_HEADROOM = 2;
+
+export interface PrimaryLimits {
+  /** Percent of one CPU. */
+  cpuPercent: number;
+  cpuWeight: number;
+}
+export type WaitingLimits = { cpuPercent: number; memoryBytes: number };
+
+/**
+ * Above all that QEMU can use, but not "unlimited": when the last limit of a host goes, the kernel patches its own code,
+ * for milliseconds that a failover does not have.
+ */
+export function mostCpuPercent(spec: Pick<VmSpec, 'vcpus'>): number {
+  return 100 * (spec.vcpus + 1) * PRIMARY_CPU_HEADROOM;
+}
 
 export interface SideLaunch {
   incoming: boolean;
@@ -45,6 +60,9 @@ export class VmSides {
   /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
   private readonly groups = new Map<Side, string>();
   private readonly log: Logger;
+  /** What the primary may use; its shadow gets the same before it takes over. */
+  private given: PrimaryLimits;
+  private waiting: WaitingLimits = { cpuPercent: WAITING_CPU_PERCENT, memoryBytes: WAITING_MEMORY_BYTES };
   /** Where it is on the tap network; null in the other modes. */
   readonly guest: GuestAddresses | null;
 
@@ -56,6 +74,10 @@ export class VmSides {
     private readonly mac: string,
   ) {
     this.log = host.options.log;
+    this.given = {
+      cpuPercent: spec.allocation.cpuMaxPercent ?? mostCpuPercent(spec),
+      cpuWeight: cpuWeight(100 * spec.vcpus, spec.allocation.priority),
+    };
     this.guest = network === null || address === null ? null : { mac, address, address6: network.address6Of(address) };
   }
 
@@ -126,18 +148,36 @@ export class VmSides {
     });
   }
 
-  /** What the QEMU of a side may use of the host. @throws CGROUP_FAILED */
-  limit(side: Side, as: 'waiting' | 'primary'): void {
+  /**
+   * What the QEMU of a side may use of the host. awakening: a guest that has just been promoted has a whole CPU per vCPU
+   * until it beats, or its first moment would be cut into slices of the quota's period. @throws CGROUP_FAILED
+   */
+  limit(side: Side, as: 'waiting' | 'awakening' | 'primary'): void {
     const group = this.groups.get(side);
     if (group === undefined) return;
+    const { cpuPercent, cpuWeight } = this.given;
     this.host.cgroups?.setLimits(
       group,
       as === 'waiting'
-        ? { cpuPercent: WAITING_CPU_PERCENT, memoryBytes: WAITING_MEMORY_BYTES }
-        : // Above all that QEMU can use, but not "unlimited": when the last limit of a host goes, the kernel patches its
-          // own code, for milliseconds that a failover does not have.
-          { cpuPercent: 100 * (this.spec.vcpus + 1) * PRIMARY_CPU_HEADROOM, memoryBytes: null },
+        ? this.waiting
+        : {
+            cpuPercent: as === 'awakening' ? Math.max(cpuPercent, 100 * this.spec.vcpus) : cpuPercent,
+            cpuWeight,
+            memoryBytes: null,
+          },
     );
+  }
+
+  /** From now on the primary, and who becomes it, may use this. @throws CGROUP_FAILED */
+  give(side: Side, limits: PrimaryLimits): void {
+    this.given = limits;
+    this.limit(side, 'primary');
+  }
+
+  /** The same for what waits on the other side; no effect on a process that is not there. @throws CGROUP_FAILED */
+  giveWaiting(side: Side, limits: WaitingLimits): void {
+    this.waiting = limits;
+    if (this.processes.has(side)) this.limit(side, 'waiting');
   }
 
   /** Made at its first use, some ms: before a failover. null without a tap, and where packets can not be seen. */
@@ -188,9 +228,19 @@ export class VmSides {
   }
 
   networkBytes(side: Side): number {
-    if (this.network === null) return 0;
-    const { rxBytes, txBytes } = this.network.counters(this.tap(side));
-    return rxBytes + txBytes;
+    const counters = this.networkCounters(side);
+    return counters === null ? 0 : counters.rxBytes + counters.txBytes;
+  }
+
+  /** null without a tap. @throws NETWORK_FAILED */
+  networkCounters(side: Side): InterfaceCounters | null {
+    return this.network?.counters(this.tap(side)) ?? null;
+  }
+
+  /** What the QEMU of a side has used by its cgroup's count; null without cgroups. */
+  groupUsage(side: Side): CgroupUsage | null {
+    const group = this.groups.get(side);
+    return group === undefined ? null : (this.host.cgroups?.usage(group) ?? null);
   }
 
   tap(side: Side): string {

@@ -5,6 +5,7 @@
  *     shadowvm.sock             the API
  *     log/manager.log  (.1)     what the manager did, as JSON lines
  *     events.jsonl     (.1)     what happened to VMs and shadows, as JSON lines
+ *     history.db (-wal, -shm)   what each VM used, in SQLite, see src/history/store.ts
  *     networks.json             the networks that users declared, see networks.ts
  *     vms/<name>/vm.json        what was declared about a VM and what it left on the host, see `vmRecordSchema`
  *     vms/<name>/console.log    the guest's serial console
@@ -45,6 +46,7 @@ const SOCKET_PATH_BYTES_MAX = 107;
 const RUN_NAME_BYTES_MAX = 48;
 export const STATE_PATH_BYTES_MAX = SOCKET_PATH_BYTES_MAX - '/run/'.length - RUN_NAME_BYTES_MAX;
 
+const HISTORY_FILE = 'history.db';
 const ENTRIES = [
   'daemon.lock',
   'shadowvm.sock',
@@ -55,6 +57,9 @@ const ENTRIES = [
   'vms',
   'run',
   'images',
+  HISTORY_FILE,
+  `${HISTORY_FILE}-wal`,
+  `${HISTORY_FILE}-shm`,
 ];
 
 /** Where the state is when nobody says: root serves the whole host, everybody else has a manager of their own. */
@@ -71,6 +76,7 @@ export interface StateLayout {
   socketPath: string;
   logPath: string;
   eventsPath: string;
+  historyPath: string;
   networksPath: string;
   vmsDir: string;
   runDir: string;
@@ -85,6 +91,7 @@ export function stateLayout(path: string): StateLayout {
     socketPath: join(root, 'shadowvm.sock'),
     logPath: join(root, 'log', 'manager.log'),
     eventsPath: join(root, 'events.jsonl'),
+    historyPath: join(root, HISTORY_FILE),
     networksPath: join(root, 'networks.json'),
     vmsDir: join(root, 'vms'),
     runDir: join(root, 'run'),
@@ -133,6 +140,7 @@ export class StateDir implements StateLayout {
   readonly socketPath: string;
   readonly logPath: string;
   readonly eventsPath: string;
+  readonly historyPath: string;
   readonly networksPath: string;
   readonly vmsDir: string;
   readonly runDir: string;
@@ -147,6 +155,7 @@ export class StateDir implements StateLayout {
     this.socketPath = layout.socketPath;
     this.logPath = layout.logPath;
     this.eventsPath = layout.eventsPath;
+    this.historyPath = layout.historyPath;
     this.networksPath = layout.networksPath;
     this.vmsDir = layout.vmsDir;
     this.runDir = layout.runDir;

@@ -51,7 +51,7 @@ export class Takeover {
     this.switchover = new Switchover(core.name, core.generation, {
       'hand-over': () => this.handOver(),
       fence: () => this.fence(),
-      'raise-limits': () => core.sides.limit(other(core.side), 'primary'),
+      'raise-limits': () => core.sides.limit(other(core.side), 'awakening'),
       'record-generation': (generation) => this.recordGeneration(generation),
       'load-state': () => this.loadState(),
       resume: () => this.resume(),
@@ -222,7 +222,7 @@ export class Takeover {
     }
     this.next = qemu;
     // Again: one that was just coming up when they were raised has been given those of a standby since.
-    core.sides.limit(other(core.side), 'primary');
+    core.sides.limit(other(core.side), 'awakening');
     const onCorrupt = (page: number, why: string) => core.corruptPage(qemu, page, why);
     await Promise.all([
       loadFromImage(qemu, image, from.deviceState, core.hotPath, onCorrupt),
@@ -285,6 +285,7 @@ export class Takeover {
     core.otherSideFree = (async () => {
       await imageFree;
       await awake;
+      core.limitPrimary();
       core.noteAwakening(primary, null);
       await old?.dispose();
       await core.sides.retire(oldSide);

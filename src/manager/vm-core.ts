@@ -158,6 +158,15 @@ export class VmCore {
     };
   }
 
+  /** Gives the primary what it is to have. A VM runs on without its limits when they can not be set. */
+  limitPrimary(): void {
+    try {
+      this.sides.limit(this.side, 'primary');
+    } catch (error) {
+      this.logError(error, 'limiting the primary');
+    }
+  }
+
   /** Learns from an awakening that is over what the next one will need; a golden snapshot's first guest for all of them. */
   noteAwakening(qemu: QemuProcess, goldenHotPath: string | null): void {
     if (qemu.hasDied) return;

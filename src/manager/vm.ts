@@ -2,8 +2,6 @@
 import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError, toShadowVmError } from '../errors.js';
 import { recordBoot } from '../image/store.js';
-import type { Usage } from '../monitor/thresholds.js';
-import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
 import type { Beat } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
 import { epochTimes, findEpoch, readEpoch } from '../shadow/epochs.js';
@@ -25,9 +23,9 @@ import { snapshotOf } from './snapshots.js';
 import type { VmRecord } from './state-dir.js';
 import { Takeover } from './takeover.js';
 import { VmCore } from './vm-core.js';
+import { VmUsage } from './vm-usage.js';
 import { FAULT_WORDS, PROBE_WORDS, SHADOW_WORDS } from './vm-words.js';
 
-const USAGE_INTERVAL_MS = 500;
 /** Longer than a guest takes from the order to panic to its reset. */
 const DRILL_HOLD_MS = 1000;
 /** Aborted epochs come in rows; their number is what tells how bad it is. */
@@ -38,9 +36,7 @@ export class ManagedVm {
   private readonly keeper: ShadowKeeper;
   private readonly takeover: Takeover;
   private watch: FailureWatch | null = null;
-  private usageTimer: NodeJS.Timeout | undefined;
-  private counters: UsageCounters | null = null;
-  private usage: Usage | null = null;
+  readonly usage: VmUsage;
   private startMs: number | null = null;
   private readonly aborts = new Repeated(ABORTS_TOLD_EVERY_MS);
   private standbyLevel: StandbyLevel;
@@ -58,8 +54,14 @@ export class ManagedVm {
     this.keeper = new ShadowKeeper({
       rule: spec.shadow,
       make: (because) => this.makeShadow(because),
+      moving: (metric) => this.usage.thresholds.value(metric),
       onRemake: (delayMs) =>
         this.core.event('info', 'shadow.remake', `another shadow is made in ${delayMs} ms`, { delayMs }),
+    });
+    this.usage = new VmUsage({
+      core: this.core,
+      shadow: () => this.keeper.shadow,
+      onUsage: (usage, nowMs) => this.keeper.observe(usage, nowMs),
     });
     this.takeover = new Takeover({
       core: this.core,
@@ -161,6 +163,10 @@ export class ManagedVm {
   get shadow(): Shadow | null {
     return this.keeper.shadow;
   }
+  /** What was declared, or asked for since, to wait beside the image. */
+  get declaredStandby(): StandbyLevel {
+    return this.standbyLevel;
+  }
 
   // ---- How it comes to run ----
 
@@ -252,7 +258,8 @@ export class ManagedVm {
   /** Its failures and its usage are looked for from now on. */
   private observe(promoted: boolean): void {
     this.watchPrimary(promoted);
-    this.usageTimer = setInterval(() => this.sampleUsage(), USAGE_INTERVAL_MS);
+    this.core.limitPrimary();
+    this.usage.start();
   }
 
   // ---- What users ask for ----
@@ -446,7 +453,7 @@ export class ManagedVm {
       origin: core.origin,
       bootMs: this.startMs,
       guest: beat === null ? null : guestFigures(beat, core.primary?.agent.beats ?? 0),
-      usage: this.usage,
+      usage: this.usage.latest,
       probes: this.watch?.probes() ?? [],
       shadow: this.keeper.shadow?.view() ?? null,
       snapshot: core.snapshot,
@@ -530,7 +537,7 @@ export class ManagedVm {
       spec: this.spec,
       generation: this.takeover.switchover.generation,
       primary,
-      level: this.standbyLevel,
+      level: this.usage.affordable(this.standbyLevel),
       from,
       followed,
       after: core.awake,
@@ -587,7 +594,7 @@ export class ManagedVm {
   }
 
   private promoted(): void {
-    this.counters = null;
+    this.usage.restart();
     this.keeper.forget();
     this.watchPrimary(true);
     // At once: its image can be promoted from again, should this one die as well.
@@ -625,7 +632,7 @@ export class ManagedVm {
   /** Gives back everything on the host but what is on the disk. Idempotent. */
   async release(): Promise<void> {
     const { core } = this;
-    clearInterval(this.usageTimer);
+    this.usage.stop();
     // A promotion under way would go on with a shadow that is not there any more.
     await this.takeover.close();
     this.watch?.close();
@@ -639,19 +646,6 @@ export class ManagedVm {
   }
 
   // ---- Small things ----
-
-  private sampleUsage(): void {
-    const { core } = this;
-    const { primary } = core;
-    if (primary === null || this.state !== 'running') return;
-    const nowMs = monotonicMs();
-    const next = readCounters(primary.pid, core.sides.networkBytes(core.side), primary.agent.last, nowMs);
-    const usage = this.counters === null || next === null ? null : usageBetween(this.counters, next, this.spec.vcpus);
-    this.counters = next;
-    if (usage === null) return;
-    this.usage = usage;
-    this.keeper.observe(usage, nowMs);
-  }
 
   private requireShadow(attempted: string): Shadow {
     if (this.keeper.shadow !== null) return this.keeper.shadow;

@@ -4,6 +4,7 @@ import { stepTriggers, type TriggerStates } from './thresholds.js';
 
 const cpu: Trigger = { metric: 'cpu', above: 60, heldMs: 5000 };
 const network: Trigger = { metric: 'network', above: 1e6, heldMs: 0 };
+const none = () => Number.NaN;
 const usage = (cpuPercent: number, networkBytesPerSecond = 0) => ({
   cpuPercent,
   memoryPercent: 0,
@@ -13,7 +14,7 @@ const usage = (cpuPercent: number, networkBytesPerSecond = 0) => ({
 function firedAt(samples: [atMs: number, cpuPercent: number][]): number | null {
   let states: TriggerStates = [];
   for (const [atMs, percent] of samples) {
-    const next = stepTriggers([cpu], states, usage(percent), atMs);
+    const next = stepTriggers([cpu], states, usage(percent), atMs, none);
     states = next.states;
     if (next.fired !== null) return atMs;
   }
@@ -51,10 +52,16 @@ describe('thresholds', () => {
   });
 
   it('fires at once without a time to hold, with the measured value', () => {
-    expect(stepTriggers([cpu, network], [], usage(99, 2e6), 0).fired).toEqual({ trigger: network, value: 2e6 });
+    expect(stepTriggers([cpu, network], [], usage(99, 2e6), 0, none).fired).toEqual({ trigger: network, value: 2e6 });
   });
 
   it('takes a value that is no number for not above', () => {
-    expect(stepTriggers([cpu], [0], usage(Number.NaN), 6000)).toEqual({ states: [null], fired: null });
+    expect(stepTriggers([cpu], [0], usage(Number.NaN), 6000, none)).toEqual({ states: [null], fired: null });
+  });
+
+  it('compares one that moves with what it is at the moment', () => {
+    const auto: Trigger = { metric: 'cpu', above: 'auto', heldMs: 0 };
+    expect(stepTriggers([auto], [], usage(50), 0, () => 60).fired).toBeNull();
+    expect(stepTriggers([auto], [], usage(50), 0, () => 40).fired).toEqual({ trigger: auto, value: 50 });
   });
 });

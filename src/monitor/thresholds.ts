@@ -25,11 +25,13 @@ export function stepTriggers(
   states: TriggerStates,
   usage: Usage,
   nowMs: number,
+  /** The present value of those that move. */
+  moving: (metric: Trigger['metric']) => number,
 ): TriggerStep {
   let fired: TriggerStep['fired'] = null;
   const next = triggers.map((trigger, i) => {
-    const value = measured(trigger, usage);
-    if (!(value > trigger.above)) return null;
+    const value = measured(trigger.metric, usage);
+    if (!(value > (trigger.above === 'auto' ? moving(trigger.metric) : trigger.above))) return null;
     const sinceMs = states[i] ?? nowMs;
     if (fired === null && nowMs - sinceMs >= trigger.heldMs) fired = { trigger, value };
     return sinceMs;
@@ -37,8 +39,8 @@ export function stepTriggers(
   return { states: next, fired };
 }
 
-function measured(trigger: Trigger, usage: Usage): number {
-  switch (trigger.metric) {
+export function measured(metric: Trigger['metric'], usage: Usage): number {
+  switch (metric) {
     case 'cpu':
       return usage.cpuPercent;
     case 'memory':

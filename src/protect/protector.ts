@@ -90,7 +90,8 @@ export class Protector {
   private readonly lags = new Samples();
   private cost: EpochCost | null = null;
   private pagesScanned = 0;
-  private pagesChanged = 0;
+  /** Differed at the epochs so far. */
+  pagesChanged = 0;
   private pagesDropped = 0;
   private diskPagesChanged = 0;
   private pagesCopied = 0;

@@ -98,7 +98,8 @@ export function qemuArgv(shape: QemuShape): string[] {
     ...['-device', 'virtio-serial-device'],
     ...['-chardev', `socket,id=heartbeat,path=${sockets.heartbeat},server=on,wait=off`],
     ...['-device', `virtserialport,chardev=heartbeat,name=${HEARTBEAT_PORT},nr=1`],
-    ...['-device', 'virtio-balloon-device,id=balloon'],
+    // A guest that runs out of memory takes some back from the balloon before it ends a program.
+    ...['-device', 'virtio-balloon-device,id=balloon,deflate-on-oom=on'],
     ...['-object', 'rng-builtin,id=rng', '-device', 'virtio-rng-device,rng=rng'],
     ...(shape.disks ?? []).flatMap(diskArgv),
   ];

@@ -26,6 +26,7 @@ export interface QmpCommands {
   'query-migrate': { args: undefined; result: { status?: string } };
   'human-monitor-command': { args: { 'command-line': string }; result: string };
   balloon: { args: { value: number }; result: object };
+  'query-balloon': { args: undefined; result: { actual: number } };
   transaction: { args: { actions: BlockAction[] }; result: object };
   'query-blockstats': { args: undefined; result: DeviceStats[] };
   'query-named-block-nodes': {

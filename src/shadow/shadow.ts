@@ -116,6 +116,15 @@ export class Shadow {
     return pausedTotalMs + (pausedSinceMs === null ? 0 : monotonicMs() - pausedSinceMs);
   }
 
+  get standbyLevel(): StandbyLevel {
+    return this.standby.level;
+  }
+
+  /** Pages that differed at the epochs so far. */
+  get changedPages(): number {
+    return this.protector?.pagesChanged ?? 0;
+  }
+
   /** Ends the epochs; the newest whole one stays. See Protector.halt. */
   async halt(): Promise<void> {
     this.halted = true; // also what has not begun yet: the primary may have died before

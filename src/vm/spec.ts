@@ -27,12 +27,15 @@ export const triggerSchema = z
     metric: z.enum(['cpu', 'memory', 'network']),
     /**
      * cpu: percent of all the VM's vCPUs together, so that 100 is all of them busy. memory: percent of its RAM.
-     * network: bytes per second, both directions together.
+     * network: bytes per second, both directions together. auto: what moves with the VM's history and forecast.
      */
-    above: z.number().positive('a trigger is above 0'),
+    above: z.union(
+      [z.number().positive('a trigger is above 0'), z.literal('auto')],
+      'a trigger is above a number, or auto',
+    ),
     heldMs: wholeNumber(0, 3_600_000, 'a trigger is held for 0 to 3600000 ms, which is an hour'),
   })
-  .refine(({ metric, above }) => metric === 'network' || above <= 100, {
+  .refine(({ metric, above }) => metric === 'network' || above === 'auto' || above <= 100, {
     path: ['above'],
     error: (issue) =>
       (issue.input as { metric: string }).metric === 'cpu'
@@ -106,6 +109,31 @@ export type Retention = z.infer<typeof retentionSchema>;
 export function imageBytesMax(spec: { ramBytes: number; retention: Retention; disks: readonly DiskSpec[] }): number {
   return spec.retention.maxBytes ?? 2 * (spec.ramBytes + diskBytes(spec.disks)) + 512 * MIB;
 }
+
+export const ALLOCATION_MODES = ['off', 'recommend', 'auto'] as const;
+export type AllocationMode = (typeof ALLOCATION_MODES)[number];
+export const PRIORITY_MAX = 10;
+export const CPU_PERCENT_MAX = 100 * (VCPUS_MAX + 1);
+const CPU_TOLD = `a share of CPU is 1 to ${CPU_PERCENT_MAX} percent of one CPU`;
+const MEMORY_TOLD = `the memory of a VM is ${RAM_BYTES_MIN / MIB} MiB or more, in bytes`;
+const memoryBytesSchema = z.number(MEMORY_TOLD).int(MEMORY_TOLD).min(RAM_BYTES_MIN, MEMORY_TOLD);
+
+/** What the VM is given of the host, and who decides that. */
+export const allocationSchema = z.object({
+  /** off: what is declared, always. recommend: what would be changed is told. auto: it is changed. */
+  mode: z.enum(ALLOCATION_MODES).default('recommend'),
+  /** Of what is short, a VM gets a part by this. */
+  priority: wholeNumber(1, PRIORITY_MAX, `a priority is 1 to ${PRIORITY_MAX}`).default(5),
+  /** Percent of one CPU. */
+  cpuMinPercent: wholeNumber(1, CPU_PERCENT_MAX, CPU_TOLD).default(10),
+  /** null: all that its vCPUs can use. In every mode it never gets more. */
+  cpuMaxPercent: wholeNumber(1, CPU_PERCENT_MAX, CPU_TOLD).nullable().default(null),
+  /** What the balloon leaves to the guest at least. */
+  memoryMinBytes: memoryBytesSchema.default(RAM_BYTES_MIN),
+  /** null: all of its RAM. */
+  memoryMaxBytes: memoryBytesSchema.nullable().default(null),
+});
+export type AllocationSpec = z.infer<typeof allocationSchema>;
 
 export const DISKS_MAX = 4;
 export const DISK_BYTES_MAX = 1024 ** 4;
@@ -194,6 +222,7 @@ export const vmSpecSchema = z.object({
   /** golden: from the snapshot of its image's first boot, which is taken when it is missing. boot: from power-on. */
   start: z.enum(['golden', 'boot']).default('golden'),
   pacing: pacingSchema.default(pacingSchema.parse({})),
+  allocation: allocationSchema.default(allocationSchema.parse({})),
 });
 /** A complete specification, every default filled in. */
 export type VmSpec = z.infer<typeof vmSpecSchema>;

@@ -10,6 +10,8 @@ test.each<[string, Trigger]>([
   ['memory>82.5%/500ms', { metric: 'memory', above: 82.5, heldMs: 500 }],
   ['network>10MB/s/3s', { metric: 'network', above: 10_000_000, heldMs: 3000 }],
   ['network>10MB/s', { metric: 'network', above: 10_000_000, heldMs: 5000 }],
+  ['cpu>auto/10s', { metric: 'cpu', above: 'auto', heldMs: 10_000 }],
+  ['network > auto', { metric: 'network', above: 'auto', heldMs: 5000 }],
   ['network>1MiB/s/0ms', { metric: 'network', above: 1_048_576, heldMs: 0 }],
 ])('%s', (text, trigger) => expect(parseTrigger(text)).toEqual(trigger));
 

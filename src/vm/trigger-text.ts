@@ -1,5 +1,6 @@
 /**
- * Trigger expressions as people write them, and back: `cpu>60%/5s`, `memory>80%/30s`, `network>10MB/s/3s`. The part after
+ * Trigger expressions as people write them, and back: `cpu>60%/5s`, `memory>80%/30s`, `network>10MB/s/3s`; with `auto` for
+ * the value, such as `cpu>auto/5s`, it moves with what is usual for the VM. The part after
  * the last slash is how long the value must stay above the bound. Network units are those of network people, powers of
  * 1000 and bytes; KiB, MiB and GiB are read too.
  */
@@ -32,6 +33,8 @@ export function parseTrigger(text: string): Trigger {
   const heldMs = held === undefined ? HELD_MS_DEFAULT : parseDurationMs(held, `the time in the trigger ${text}`);
   if (heldMs > HELD_MS_MAX)
     throw malformed(WHAT, text, `it must be held for ${held}, and at most 1h can be asked`, REMEDY);
+  if (value === 'auto' && perSecond === undefined && (metric === 'cpu' || metric === 'memory' || metric === 'network'))
+    return { metric, above: 'auto', heldMs };
   switch (metric) {
     case 'cpu':
     case 'memory':
@@ -48,9 +51,11 @@ export function parseTrigger(text: string): Trigger {
 /** The canonical text that `parseTrigger` reads back exactly. */
 export function formatTrigger(trigger: Trigger): string {
   const held = formatDurationExact(trigger.heldMs);
-  if (trigger.metric !== 'network') return `${trigger.metric}>${trigger.above}%/${held}`;
-  const unit = ['GB', 'MB', 'kB'].find((name) => Number.isInteger(trigger.above / RATE_UNIT_BYTES[name]!)) ?? 'B';
-  return `network>${trigger.above / RATE_UNIT_BYTES[unit]!}${unit}/s/${held}`;
+  const { metric, above } = trigger;
+  if (above === 'auto') return `${metric}>auto/${held}`;
+  if (metric !== 'network') return `${metric}>${above}%/${held}`;
+  const unit = ['GB', 'MB', 'kB'].find((name) => Number.isInteger(above / RATE_UNIT_BYTES[name]!)) ?? 'B';
+  return `network>${above / RATE_UNIT_BYTES[unit]!}${unit}/s/${held}`;
 }
 
 function parsePercent(value: string, text: string): number {
