@@ -106,7 +106,7 @@ export class Manager implements ManagerPort {
     const spec = { ...parsed, disks: resolveDisks(parsed.disks) };
     await this.requireFreePorts(spec);
     const image = await findImage(this.host.options.imagesDir, spec.image);
-    this.usage.allocation.requireRoom(spec, attempted);
+    this.requireRoom(spec, attempted);
     const vm = this.admit(spec, attempted);
     return this.bringUp(vm, (giveUp) => this.origins.fresh(vm.core, image, progress, giveUp), progress, signal);
   }
@@ -119,7 +119,7 @@ export class Manager implements ManagerPort {
       throw new ShadowVmError('VM_BUSY', { attempted, subject: name, reason: `it is ${before.state}` });
     if (!options.boot && before.core.snapshot === null) throw noSnapshot(attempted, name);
     await this.requireFreePorts(before.spec);
-    this.usage.allocation.requireRoom(before.spec, attempted);
+    this.requireRoom(before.spec, attempted);
     this.requireOpen(attempted);
     const vm = new ManagedVm(
       this.host,
@@ -145,10 +145,16 @@ export class Manager implements ManagerPort {
     this.requireOpen(attempted);
     const source = this.get(name, attempted);
     const spec = parseSpec(vmSpecSchema, { ...source.spec, name: clone.name, publish: [] }, attempted);
-    this.usage.allocation.requireRoom(spec, attempted);
+    this.requireRoom(spec, attempted);
     const vm = this.admit(spec, attempted);
     const start = (giveUp: AbortSignal) => this.origins.clone(vm.core, source, clone.wanted, progress, giveUp);
     return this.bringUp(vm, start, progress, signal);
+  }
+
+  /** Now, and as it is expected in the next hour. @throws NO_SPACE */
+  private requireRoom(spec: VmSpec, attempted: string): void {
+    this.host.requireMemory(spec.ramBytes, attempted, spec.name);
+    this.usage.allocation.requireRoom(spec, attempted);
   }
 
   /** Nothing waits in here: of two VMs with one name, one is refused, and a manager that closes finds every VM. */

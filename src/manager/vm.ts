@@ -194,7 +194,6 @@ export class ManagedVm {
     const { host } = core;
     const { signal } = core.giveUp;
     try {
-      host.requireMemory(spec.ramBytes, 'run the VM', spec.name);
       core.accelerator = await host.accelerator(spec.accelerator);
       await core.save();
       const from = await prepare(signal);
