@@ -70,3 +70,9 @@ it('does not take for used what a balloon has taken', () => {
     30 * MIB,
   );
 });
+
+it('does not know what is used while a balloon moves', () => {
+  const moved = sampleBetween(reading(), reading({ atMs: 1000, balloonBytes: 200 * MIB }), 1);
+  expect(moved).not.toHaveProperty('memory');
+  expect(moved).toMatchObject({ balloon: 200 * MIB });
+});

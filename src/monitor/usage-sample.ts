@@ -44,7 +44,8 @@ export function sampleBetween(from: VmReading, to: VmReading, vcpus: number): Us
     stolen: Number.isNaN(throttled) ? waited : Math.max(0, waited - throttled),
     // QEMU's main loop beside the vCPUs: more than that no VM can use, whatever its threads waited for.
     demand: Math.max(cpu, Math.min(cpu + (throttled || 0), 100 * (vcpus + 1))),
-    memory: workingSet(to) ?? Number.NaN,
+    // While a balloon moves, the guest's figures and the balloon's are of different moments: their difference is nobody's.
+    memory: from.balloonBytes === to.balloonBytes ? (workingSet(to) ?? Number.NaN) : Number.NaN,
     balloon: to.balloonBytes,
     'guest-memory': to.residentBytes,
     'network-bytes': perS(grown((reading) => reading.networkBytes)),
