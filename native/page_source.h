@@ -23,6 +23,8 @@ class PageSource {
   virtual void ReadAround(size_t page, PageScratch& scratch, const Visit& visit) const = 0;
   // These pages are about to be read: what has to come from a disk is asked for at once.
   virtual void Expect(const std::vector<uint32_t>& pages) const { (void)pages; }
+  // What was expected has been read, and is not to stay in the page cache.
+  virtual void Forget(const std::vector<uint32_t>& pages) const { (void)pages; }
   // Whether `page` has exactly this content, which came from elsewhere.
   virtual bool Holds(size_t page, const uint8_t* content) const = 0;
   // The pages that are not all zeros, most recently written first: the order in which to fill.

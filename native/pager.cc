@@ -254,7 +254,7 @@ void Pager::KeepHot(const std::string& path, const std::vector<uint32_t>& pages)
 
 // Those that have changed since the file was written come from the source, like all others. Pages of zeros too: a guest
 // that touched them once does so again.
-void Pager::FillHot(const std::string& path, PageScratch& scratch) {
+std::vector<uint32_t> Pager::FillHot(const std::string& path, PageScratch& scratch) {
   const HotPages hot = ReadHotPages(path);
   {
     std::lock_guard<std::mutex> lock(timesMutex_);
@@ -272,6 +272,7 @@ void Pager::FillHot(const std::string& path, PageScratch& scratch) {
   }
   source_->Expect(changed);
   for (size_t i = 0; i < changed.size() && !stop_; i++) FillPage(changed[i], scratch, true);
+  return changed;
 }
 
 void Pager::FillPage(size_t page, PageScratch& scratch, bool zeros) {
@@ -293,7 +294,7 @@ FillResult Pager::Fill(const std::string& hotPath) {
   const int64_t startNs = NowNs();
   PageScratch scratch;
   SetNice(kFaultNice);
-  FillHot(hotPath, scratch);
+  const std::vector<uint32_t> expected = FillHot(hotPath, scratch);
   SetNice(kFillNice);
   int64_t nextNs = 0;
   const std::vector<uint32_t> order = source_->FillOrder();
@@ -305,6 +306,7 @@ FillResult Pager::Fill(const std::string& hotPath) {
   // What a fault thread is installing at this moment.
   for (const uint32_t page : order)
     while (states_.Get(page) == SHADOWVM_PAGE_INSTALLING && !stop_) usleep(kYieldUs);
+  source_->Forget(expected);
   filling_ = false;
   if (stop_) throw Failure{"ERR_CLOSED", "pager", "this pager was closed before the memory was filled"};
   if (failed_) throw firstFailure_;

@@ -72,7 +72,8 @@ class Pager {
   void Trouble(size_t page, const Failure& failure);
   void Record(size_t page, int64_t ns);
   void WaitForTurn(int64_t* nextNs);
-  void FillHot(const std::string& path, PageScratch& scratch);
+  // Returns those that had changed, which the page cache of the source holds now.
+  std::vector<uint32_t> FillHot(const std::string& path, PageScratch& scratch);
   void FillPage(size_t page, PageScratch& scratch, bool zeros);
 
   const std::shared_ptr<ControlPage> control_;

@@ -52,7 +52,8 @@ void ShadowImage::ReadAround(size_t page, PageScratch& scratch, const Visit& vis
   }
 }
 
-void ShadowImage::Expect(const std::vector<uint32_t>& pages) const {
+void ShadowImage::VisitBlocks(const std::vector<uint32_t>& pages,
+                              const std::function<void(const File&, uint64_t)>& visit) const {
   const ImageState& s = *state_;
   std::vector<uint32_t> ofBase;
   std::vector<std::pair<std::shared_ptr<Segment>, uint64_t>> blocks;
@@ -68,8 +69,16 @@ void ShadowImage::Expect(const std::vector<uint32_t>& pages) const {
     }
   }
   for (const auto& [segment, offset] : blocks)
-    if (segment->file) segment->file->Expect(offset, kMostBlocksBytes);
-  if (s.base && !ofBase.empty()) s.base->Expect(ofBase);
+    if (segment->file) visit(*segment->file, offset);
+  if (s.base && !ofBase.empty()) s.base->VisitBlocks(ofBase, visit);
+}
+
+void ShadowImage::Expect(const std::vector<uint32_t>& pages) const {
+  VisitBlocks(pages, [](const File& file, uint64_t offset) { file.Expect(offset, kMostBlocksBytes); });
+}
+
+void ShadowImage::Forget(const std::vector<uint32_t>& pages) const {
+  VisitBlocks(pages, [](const File& file, uint64_t offset) { file.DropCache(offset, kMostBlocksBytes); });
 }
 
 bool ShadowImage::Holds(size_t page, const uint8_t* content) const {

@@ -3,6 +3,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,6 +28,7 @@ struct EpochInfo {
 
 class ShadowImage;
 struct ImageState;
+class File;
 
 struct ImageOptions {
   std::string vm;
@@ -150,6 +152,7 @@ class ShadowImage : public PageSource {
   // Also of a page of a disk, with which only other pages of disks are visited.
   void ReadAround(size_t page, PageScratch& scratch, const Visit& visit) const override;
   void Expect(const std::vector<uint32_t>& pages) const override;
+  void Forget(const std::vector<uint32_t>& pages) const override;
   bool Holds(size_t page, const uint8_t* content) const override;
   std::vector<uint32_t> FillOrder() const override;
   // The same order, of the stored pages from `first` to before `end`.
@@ -172,6 +175,8 @@ class ShadowImage : public PageSource {
   ImageStats Stats() const;  // milliseconds per GiB of RAM and of files
 
  private:
+  // Calls visit with the file and the offset of each page's block, those of the base included.
+  void VisitBlocks(const std::vector<uint32_t>& pages, const std::function<void(const File&, uint64_t)>& visit) const;
   explicit ShadowImage(std::unique_ptr<ImageState> state);
   const std::unique_ptr<ImageState> state_;
 };
