@@ -62,6 +62,14 @@ test('auto: the quota follows the forecast, pressure goes before it, and a promo
   expect(Number(raised.data.to)).toBeGreaterThan(Number(lowered.data.to));
   await changed('calm', 'cpu', ({ to }) => Number(to) < 60, raised.seq + 1);
 
+  // The next manager knows nothing yet, and takes nothing back: what is in force stays, and goes on to the shadow.
+  const inForce = await quotaOf('web');
+  await daemon.kill();
+  daemon = await Daemon.start({ ...network, stateDir: daemon.stateDir, argv: ['--cool-down', '2s'] });
+  await daemon.waitEvent('a shadow', ({ type }) => type === 'shadow.ready', { since: raised.seq });
+  expect(await quotaOf('web')).toBe(inForce);
+  expect((await allocationOf('web')).cpu.quotaPercent).toBe(inForce);
+
   const { seq } = (await daemon.client.listEvents({ limit: 1 }))[0]!;
   await daemon.client.injectFault('web', 'kill');
   await daemon.waitEvent('a promotion', ({ type }) => type === 'promotion.done', { since: seq });
@@ -129,7 +137,7 @@ test('a shadow is made readier when its VM has failed, and a host that is short 
     ...{ name: 'web', shadow: { kind: 'always' } },
     allocation: { mode: 'auto', cpuMinPercent: 20 },
   });
-  await daemon.waitEvent('a shadow', ({ type }) => type === 'shadow.ready');
+  await daemon.waitEvent('a shadow', ({ type }) => type === 'shadow.ready', { since: raised.seq });
   await daemon.client.injectFault('web', 'kill');
   const raised = await changed('a readier standby', 'standby', () => true);
   expect(raised.message).toMatch(/^standby from process with .* to resident=25 .*it failed, or seemed to/);

@@ -127,7 +127,9 @@ describe.skipIf(opened.driver === null)('cgroups', () => {
   test('making it again takes its limits away', () => {
     driver.create('again');
     driver.setLimits('again', { cpuPercent: 5, memoryBytes: 64 * MIB, cpuWeight: 5 });
+    expect(driver.cpuLimits('again')).toEqual({ cpuPercent: 5, cpuWeight: 5 });
     driver.create('again');
+    expect(driver.cpuLimits('again')).toEqual({ cpuPercent: null, cpuWeight: 100 });
     driver.setLimits('again', { memoryBytes: 32 * MIB });
   });
 

@@ -18,8 +18,11 @@ afterAll(async () => {
 });
 
 test('CPU, memory, network and epochs of a loaded, protected VM, across a crash of the manager', async () => {
-  await daemon.client.runVm({ name: 'web', ramBytes: 256 * MIB, shadow: { kind: 'always' } });
+  const disks = [{ name: 'data', sizeBytes: 16 * MIB }];
+  await daemon.client.runVm({ name: 'web', ramBytes: 256 * MIB, disks, shadow: { kind: 'always' } });
   await daemon.client.guestExec('web', 'shadowvm-guest memwriter 32 10 &');
+  const write = 'dd if=/dev/zero of=/dev/disk/data bs=4k count=256 conv=fsync 2>/dev/null';
+  await daemon.client.guestExec('web', `while sleep 0.2; do ${write}; done &`);
   await sleep(5000);
   const cpu = await daemon.client.history('web', { metric: 'cpu' });
   expect(cpu).toMatchObject({ unit: '%', stepS: 1 });
@@ -36,6 +39,10 @@ test('CPU, memory, network and epochs of a loaded, protected VM, across a crash 
   expect(await newest({ metric: 'pause' })).toBeGreaterThan(0);
   expect(await newest({ metric: 'lag' })).toBeGreaterThan(0);
   expect((await daemon.client.history('web', { metric: 'network-packets' })).points.length).toBeGreaterThan(0);
+  const most = async (metric: 'disk-bytes' | 'disk-operations') =>
+    Math.max(...(await daemon.client.history('web', { metric })).points.map((point) => point.mean));
+  expect(await most('disk-bytes')).toBeGreaterThan(MIB / 2);
+  expect(await most('disk-operations')).toBeGreaterThan(1);
 
   const before = (await daemon.client.history('web')).points;
   await daemon.kill();

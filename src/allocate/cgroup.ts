@@ -13,13 +13,17 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { type CgroupMount, folderOf, parseCgroupMounts, parseOwnCgroup } from './cgroup-mounts.js';
 
-interface CgroupLimits {
-  /** Percent of one core: 250 is two and a half. At least 1; null: unlimited; left out: as it is. */
-  cpuPercent?: number | null | undefined;
-  /** At least 1 MiB; null: unlimited; left out: as it is. */
-  memoryBytes?: number | null | undefined;
-  /** Share among competitors, 1–10000; 100 is everybody's default. Left out: as it is. */
-  cpuWeight?: number | undefined;
+export interface CpuLimits {
+  /** Percent of one core: 250 is two and a half. At least 1; null: unlimited. */
+  cpuPercent: number | null;
+  /** Share among competitors, 1–10000; 100 is everybody's default. */
+  cpuWeight: number;
+}
+
+/** What is left out stays as it is. */
+interface CgroupLimits extends Partial<CpuLimits> {
+  /** At least 1 MiB; null: unlimited. */
+  memoryBytes?: number | null;
 }
 
 export interface CgroupUsage {
@@ -49,6 +53,8 @@ export interface CgroupDriver {
   weighAll(cpuWeight: number): void;
   /** @throws CGROUP_FAILED */
   usage(name: string): CgroupUsage;
+  /** The CPU that it may use, as it is in force. @throws CGROUP_FAILED */
+  cpuLimits(name: string): CpuLimits;
   /** Its processes must have ended; waits up to a second for the kernel to notice. @throws CGROUP_FAILED */
   remove(name: string): Promise<void>;
   /** Removes every cgroup whose name begins with `prefix`; those in which processes live are told and left. */
@@ -70,6 +76,8 @@ const CPU_PERIOD_US = 100_000;
 /** The kernel's own minimum of a quota: 1 % at our period. */
 const CPU_PERCENT_MIN = 1;
 const CPU_PERCENT_MAX = 100 * 4096;
+/** v1 has 1024 shares where v2 has a weight of 100. */
+const V1_SHARES = 10.24;
 const MEMORY_BYTES_MIN = 1024 * 1024;
 /**
  * The VMs of a manager compete with everything else on the host as one group. At everybody's weight of 100 all of them
@@ -240,9 +248,9 @@ class TreeDriver implements CgroupDriver {
     const bytes = typeof memoryBytes === 'number' ? Math.floor(memoryBytes) : null;
     if (v1 !== undefined) {
       if (cpuPercent !== undefined) write(join(v1.cpu, name, 'cpu.cfs_quota_us'), `${quotaUs ?? -1}`);
-      // Shares have 1024 where weights have 100; the kernel takes 2 to 262144.
+      // The kernel takes 2 to 262144.
       if (cpuWeight !== undefined)
-        write(join(v1.cpu, name, 'cpu.shares'), `${Math.min(262_144, Math.max(2, Math.round(cpuWeight * 10.24)))}`);
+        write(join(v1.cpu, name, 'cpu.shares'), `${Math.min(262_144, Math.max(2, Math.round(cpuWeight * V1_SHARES)))}`);
       if (memoryBytes !== undefined) write(join(v1.memory, name, 'memory.limit_in_bytes'), `${bytes ?? -1}`);
       return;
     }
@@ -283,6 +291,27 @@ class TreeDriver implements CgroupDriver {
         cpuNs: (stat.get('usage_usec') ?? 0) * 1000,
         throttledNs: (stat.get('throttled_usec') ?? 0) * 1000,
         memoryBytes: Number(read(join(v2, name, 'memory.current'))),
+      };
+    });
+  }
+
+  cpuLimits(name: string): CpuLimits {
+    requireName(name);
+    const { v1, v2 } = this.tree;
+    return attempt('read the limits of a cgroup', name, () => {
+      const percentOf = (quotaUs: number, periodUs: number) => (quotaUs > 0 ? (100 * quotaUs) / periodUs : null);
+      if (v1 !== undefined)
+        return {
+          cpuPercent: percentOf(Number(read(join(v1.cpu, name, 'cpu.cfs_quota_us'))), CPU_PERIOD_US),
+          cpuWeight: Math.max(1, Math.round(Number(read(join(v1.cpu, name, 'cpu.shares'))) / V1_SHARES)),
+        };
+      const [quota, period] = read(join(v2, name, 'cpu.max'))
+        .trim()
+        .split(' ')
+        .map(Number);
+      return {
+        cpuPercent: percentOf(quota ?? Number.NaN, period ?? CPU_PERIOD_US), // "max" is no number: unlimited
+        cpuWeight: Number(read(join(v2, name, 'cpu.weight'))),
       };
     });
   }

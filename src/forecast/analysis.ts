@@ -21,6 +21,7 @@ export interface Analysis {
 
 const SAMPLES_MIN = 48;
 const PERIODS_MAX = 3;
+const PERIOD_CUT = 0.98;
 const PERIOD_STRENGTH_MIN = 0.3;
 const PERIOD_SAMPLES_MIN = 4;
 const STEADY_SPREAD_MAX = 0.25;
@@ -40,8 +41,7 @@ export interface AnalysisOptions {
 export function analyze(history: readonly number[], options: AnalysisOptions): Analysis {
   const values = history.filter((value) => value >= 0 && Number.isFinite(value));
   const perDay = Math.round(86_400 / options.intervalS);
-  const sorted = values.toSorted((a, b) => a - b);
-  const quantile = (share: number) => sorted[Math.round(share * (sorted.length - 1))] ?? Number.NaN;
+  const quantile = (share: number) => quantileOf(values, share);
   const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
   const [median, p99] = [quantile(0.5), quantile(0.99)];
   const figures = {
@@ -50,7 +50,7 @@ export function analyze(history: readonly number[], options: AnalysisOptions): A
     median,
     p99,
     burstiness: median > 0 ? p99 / median : 1,
-    periods: findPeriods(values, quantile(0.98), perDay),
+    periods: findPeriods(values, perDay),
     trendPerDay: findTrend(values, perDay),
     changePoints: findChanges(values),
   };
@@ -67,9 +67,10 @@ function classify(figures: Omit<Analysis, 'class' | 'words'>, spread: number, id
   return spread <= STEADY_SPREAD_MAX * figures.median ? 'steady' : 'bursty';
 }
 
-/** Peaks of the autocorrelation; rare spikes are cut, since one alone would hide every period. */
-function findPeriods(values: readonly number[], cut: number, perDay: number): Analysis['periods'] {
+/** Peaks of the autocorrelation; rare spikes are cut, since one alone would hide every period. Strongest first. */
+export function findPeriods(values: readonly number[], perDay: number): Analysis['periods'] {
   if (values.length < SAMPLES_MIN) return [];
+  const cut = quantileOf(values, PERIOD_CUT);
   const cutValues = values.map((value) => Math.min(value, cut));
   const mean = cutValues.reduce((sum, value) => sum + value, 0) / values.length;
   const centred = Float64Array.from(cutValues, (value) => value - mean);
@@ -140,6 +141,11 @@ function findChanges(values: readonly number[]): Analysis['changePoints'] {
     before: medianOf(blocks.slice(cuts[i]!, at)),
     after: medianOf(blocks.slice(at, cuts[i + 2]!)),
   }));
+}
+
+function quantileOf(values: readonly number[], share: number): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return sorted[Math.round(share * (sorted.length - 1))] ?? Number.NaN;
 }
 
 function distance(values: readonly number[], from: number, to: number): number {

@@ -1,6 +1,6 @@
 /** Replays a series as the manager would have seen it: every forecast and limit is made before its sample is shown. */
-import { Forecaster } from './forecaster.js';
 import { Limits, SAMPLES_PER_DECISION } from './limit.js';
+import { OwnSeasonForecaster } from './own-season.js';
 import { type LimitScore, meanAbsoluteError, naiveScale, scoreLimits } from './score.js';
 import type { Row } from './series-file.js';
 
@@ -36,7 +36,7 @@ export interface SeriesScore {
 }
 
 export function replay(rows: readonly Row[], options: BacktestOptions): Replay {
-  const forecaster = new Forecaster({ season: options.season });
+  const forecaster = new OwnSeasonForecaster(options.season);
   const limits = new Limits(options.safety);
   const result: Replay = { values: [], short: [], long: [], limits: options.safety.map(() => []) };
   /** Forecasts of samples to come, by their number. */

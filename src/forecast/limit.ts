@@ -1,47 +1,49 @@
 /**
- * Turns usage into an allocation that is held: held for an hour at least, with less than two changes a day.
+ * Turns usage into an allocation that is held: for an hour at least, and changed about twice a day.
  *
  * What an hour may need is taken from what followed past hours, moved by how far the forecast has moved since and
  * weighted by age and by nearness of the time of day. Among candidate limits the cheapest wins: what it allocates, plus
- * a price for each sample that it would not cover, plus the price of a change. The price per sample is one for all VMs,
- * in units of the VM's own allocation: so samples are left uncovered where covering them is dear and not where it is
- * cheap, and the share asked for is met on average over VMs. Feedback brings a VM that is further off than {@link BAND} back.
- * Lost: a quantile of the residuals per hour (1 point more unused at the same coverage, and 24 changes a day); the same
- * price with feedback after each hour (3 points more: it swings).
+ * a price for each sample that it would not cover, plus the price of a change, which rises for a VM that changes often.
+ * The price per sample is one for all VMs, in units of the VM's own allocation: so samples are left uncovered where
+ * covering them is dear and not where it is cheap, and the share asked for is met on average over VMs. Feedback brings a
+ * VM that is further off than {@link BAND} back.
+ * Lost: a quantile of the residuals per hour (1 point more unused at the same coverage, and 24 changes a day); feedback
+ * after each hour (3 points more: it swings); changes that are saved up and spent (2 points more: none is left when a
+ * limit has to be raised); raising a limit within the hour in which it was exceeded (nothing but changes).
  */
 import { Recent } from './recent.js';
-import { SortedWindow } from './window.js';
+import { Smoothed, SortedWindow } from './window.js';
 
 /** A limit is changed at most once in so many samples. */
 export const SAMPLES_PER_DECISION = 12;
 
-const BLOCKS_KEPT = 336;
+const BLOCKS_KEPT = 240;
 const BLOCKS_PER_DAY = 24;
-const CANDIDATES = 48;
+const CANDIDATES = 64;
 /** Hours that a new limit is judged by; later ones count less. */
-const AHEAD = 4;
+const AHEAD = 3;
 const AHEAD_KEEP = 0.85;
 const SAME_HOUR = 4;
 const NEXT_HOUR = 3;
-const HALF_LIFE_BLOCKS = 48;
-const CHANGES_PER_DAY = 1.9;
-/** Changes that can be saved up; what a breach forces may go into debt, that later changes pay. */
-const CHANGES_SAVED_MAX = 8;
-const CHANGES_DEBT_MAX = 3;
-/** What a change has to be worth, as a share of the limit; to lower is worth less than to raise. */
-const CHANGE_WORTH = 0.025;
-const LOWER_WORTH = 3;
+const HALF_LIFE_BLOCKS = 24;
+/** Of what is used and allocated: a week. */
+const MEAN_BLOCKS = 168;
+const USED_SHARE_MIN = 0.02;
+/** What a change has to be worth, as a share of the limit; from so many changes a day on it has to be more. */
+const CHANGE_WORTH = 0.08;
+const CHANGES_FREE = 2;
+const CHANGES_POWER = 4;
 /** How far a VM's coverage, over {@link FEEDBACK_BLOCKS}, may be off before its price moves, and how fast it moves. */
-const BAND = 0.006;
+const BAND = 0.02;
 const FEEDBACK_BLOCKS = 480;
-const FEEDBACK_RATE = 0.1;
+const FEEDBACK_RATE = 0.2;
 
 /** Per share asked for, the price of an uncovered sample that meets it on the development VMs. */
 const PRICES: readonly (readonly [number, number])[] = [
-  [0.9, 0.7],
-  [0.95, 1.7],
+  [0.9, 1.1],
+  [0.95, 2],
   [0.98, 5],
-  [0.99, 5.6],
+  [0.99, 9.6],
 ];
 
 export class Limits {
@@ -53,36 +55,26 @@ export class Limits {
   private readonly sorted = new SortedWindow(BLOCKS_KEPT * SAMPLES_PER_DECISION);
   private block: number[] = [];
   private blocks = 0;
-  private usedMean = 0;
+  private readonly used = new Smoothed(1 / MEAN_BLOCKS);
 
   constructor(safety: readonly number[]) {
     this.keepers = safety.map((share) => new Keeper(share));
     this.limits = new Float64Array(safety.length).fill(Number.NaN);
   }
 
-  /**
-   * Takes a sample, NaN where none came, and decides about the next one: once an hour, and at once when a sample was
-   * above a limit that has been held for an hour. `forecast` is that of the coming hour.
-   */
+  /** Takes a sample, NaN where none came, and decides once an hour. `forecast` is that of the coming hour. */
   observe(value: number, forecast: number): void {
     this.block.push(value);
-    for (const keeper of this.keepers) keeper.take(value);
-    const hourEnds = this.block.length >= SAMPLES_PER_DECISION;
-    if (hourEnds) {
-      for (const keeper of this.keepers) keeper.account(this.block);
-      this.takeBlock();
-      if (this.blocks > 0) this.anchors.push(forecast);
-    }
-    const due = this.keepers.filter((keeper) => keeper.isDue(hourEnds));
-    if (this.blocks === 0 || due.length === 0) return;
+    if (this.block.length < SAMPLES_PER_DECISION) return;
+    for (const keeper of this.keepers) keeper.account(this.block);
+    this.takeBlock();
+    if (this.blocks === 0) return;
+    this.anchors.push(forecast);
     const { candidates, exceeding } = this.outlook(forecast);
+    // In the first day nothing that was seen is left uncovered.
     const floor = this.blocks < BLOCKS_PER_DAY ? this.sorted.max * 1.1 : 0;
-    for (const keeper of due) {
-      const reference = Math.max(this.sorted.quantile(keeper.safety), 1e-9);
-      const unit = Math.max(this.usedMean, 0.02 * reference) / reference ** 2;
-      keeper.choose(candidates, exceeding, unit, floor);
-    }
     this.keepers.forEach((keeper, i) => {
+      keeper.choose(candidates, exceeding, this.used.value, floor);
       this.limits[i] = keeper.limit;
     });
   }
@@ -96,8 +88,8 @@ export class Limits {
       const value = known[Math.min(i, known.length - 1)]!;
       this.samples.push(value);
       this.sorted.push(value);
-      this.usedMean += Math.max(1 / 2016, 1 / this.samples.count) * (value - this.usedMean);
     }
+    this.used.push(known.reduce((sum, value) => sum + value, 0) / known.length);
     this.blocks++;
   }
 
@@ -147,29 +139,19 @@ class Keeper {
   private logFactor = 0;
   /** Discounted sum of what was covered more or less than asked. */
   private surplus = 0;
-  private changes = CHANGES_SAVED_MAX;
-  /** Samples since the last change. */
-  private held = 0;
-  private breached = false;
+  private readonly allocated = new Smoothed(1 / MEAN_BLOCKS);
+  private changesPerDay = 0;
 
-  constructor(readonly safety: number) {
+  constructor(private readonly safety: number) {
     this.price = priceOf(safety);
-  }
-
-  take(value: number): void {
-    this.held++;
-    this.breached = value > this.limit;
-  }
-
-  isDue(hourEnds: boolean): boolean {
-    return Number.isNaN(this.limit) ? hourEnds : this.held >= SAMPLES_PER_DECISION && (hourEnds || this.breached);
   }
 
   /** Feedback from the hour that ended. */
   account(block: readonly number[]): void {
     const known = block.filter((value) => !Number.isNaN(value));
-    this.changes = Math.min(CHANGES_SAVED_MAX, this.changes + CHANGES_PER_DAY / BLOCKS_PER_DAY);
+    this.changesPerDay *= 1 - 1 / MEAN_BLOCKS;
     if (known.length === 0 || Number.isNaN(this.limit)) return;
+    this.allocated.push(this.limit);
     const covered = known.filter((value) => value <= this.limit).length / known.length;
     this.surplus += (covered - this.safety - this.surplus) / FEEDBACK_BLOCKS;
 
@@ -178,28 +160,26 @@ class Keeper {
     this.logFactor = Math.max(-4, Math.min(4, this.logFactor * (off === 0 ? 0.98 : 1)));
   }
 
-  choose(candidates: Float64Array, exceeding: Float64Array, unit: number, floor: number): void {
+  /** @param used mean of what is used */
+  choose(candidates: Float64Array, exceeding: Float64Array, used: number, floor: number): void {
+    if (floor > 0) {
+      this.limit = Math.max(this.limit || 0, floor);
+      return;
+    }
+    const reference = Math.max(this.allocated.value, 1e-9);
+    // The unused share's slope, 1 − used / allocated, is what one more unit of limit costs.
+    const unit = Math.max(used, USED_SHARE_MIN * reference) / reference ** 2;
     const price = this.price * Math.exp(this.logFactor);
-    let [best, bestCost] = [floor, Number.POSITIVE_INFINITY];
+    let [best, bestCost] = [this.limit, Number.POSITIVE_INFINITY];
     for (let c = 0; c < candidates.length; c++) {
       const cost = candidates[c]! * unit + price * exceeding[c]!;
-      if (cost < bestCost) [best, bestCost] = [Math.max(floor, candidates[c]!), cost];
-    }
-    if (Number.isNaN(this.limit)) {
-      this.limit = Math.max(best, floor);
-      return;
+      if (cost < bestCost) [best, bestCost] = [candidates[c]!, cost];
     }
     const kept = this.limit * unit + price * interpolate(this.limit, candidates, exceeding);
-    const worth = CHANGE_WORTH * (1 + Math.max(0, CHANGES_SAVED_MAX / 2 - this.changes));
-    if (
-      this.changes < (this.breached ? -CHANGES_DEBT_MAX : 1) ||
-      best === this.limit ||
-      kept - bestCost <= worth * (best < this.limit ? LOWER_WORTH : 1) * unit * this.limit
-    )
-      return;
+    const worth = CHANGE_WORTH * Math.max(1, this.changesPerDay / CHANGES_FREE) ** CHANGES_POWER;
+    if (best === this.limit || kept - bestCost <= worth * unit * this.limit) return;
     this.limit = best;
-    this.held = 0;
-    this.changes--;
+    this.changesPerDay += BLOCKS_PER_DAY / MEAN_BLOCKS;
   }
 }
 

@@ -4,9 +4,9 @@
  */
 import { FORECAST_METRICS, type ForecastMetric, type Metric } from '../history/metrics.js';
 import { isUsage } from '../monitor/usage-value.js';
-import { Forecaster } from './forecaster.js';
 import { HORIZONS } from './horizons.js';
 import { Limits } from './limit.js';
+import { OwnSeasonForecaster } from './own-season.js';
 
 /** Shares of the time that the bounds of an outlook are to hold. */
 export const COVERAGES = [0.8, 0.95, 0.99] as const;
@@ -72,10 +72,9 @@ export class VmForecasts {
 }
 
 class SeriesForecast {
-  private readonly forecaster: Forecaster;
+  private readonly forecaster: OwnSeasonForecaster;
   /** Only of what follows a limit that is held. */
   private readonly limits: Limits | null;
-  private readonly season: number;
   /** The interval that is being filled. */
   private startS = Number.NaN;
   private highest = Number.NaN;
@@ -86,8 +85,7 @@ class SeriesForecast {
     readonly metric: ForecastMetric,
     private readonly settings: ForecastSettings,
   ) {
-    this.season = Math.max(2, Math.round(settings.seasonS / settings.intervalS));
-    this.forecaster = new Forecaster({ season: this.season });
+    this.forecaster = new OwnSeasonForecaster(Math.max(2, Math.round(settings.seasonS / settings.intervalS)));
     this.limits = metric === 'memory' ? new Limits([LIMIT_COVERAGE]) : null;
   }
 
@@ -104,7 +102,7 @@ class SeriesForecast {
     if (!first) {
       this.observe(this.highest);
       const missing = (startS - this.startS) / intervalS - 1;
-      const gap = missing > GAP_SAMPLES_MAX ? missing % this.season : missing;
+      const gap = missing > GAP_SAMPLES_MAX ? missing % this.forecaster.season : missing;
       for (let i = 0; i < gap; i++) this.observe(Number.NaN);
     }
     this.startS = startS;

@@ -48,7 +48,7 @@ export class Allotment {
 
   constructor(readonly vm: ManagedVm) {
     const { spec, core } = vm;
-    this.cpuPercent = spec.allocation.cpuMaxPercent ?? 100 * spec.vcpus;
+    this.cpuPercent = Math.min(this.cpuMaxPercent, core.sides.cpuPercent);
     this.oom = new OomWatch(core.host.options.stateDir.consoleLogPath(spec.name));
   }
 

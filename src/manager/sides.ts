@@ -90,6 +90,23 @@ export class VmSides {
     this.processes.set(side, process);
     this.groups.set(side, process.tag);
     if (this.network !== null) this.taps.add(this.tap(side));
+    this.given = { ...this.given, ...this.inForce(process.tag) };
+  }
+
+  /** What an earlier manager gave: until something new is known, it stays. */
+  private inForce(group: string): Partial<PrimaryLimits> {
+    try {
+      const limits = this.host.cgroups?.cpuLimits(group);
+      return limits === undefined || limits.cpuPercent === null ? {} : { ...limits, cpuPercent: limits.cpuPercent };
+    } catch (error) {
+      this.log.warn({ err: error, vm: this.spec.name }, 'reading what it was given');
+      return {};
+    }
+  }
+
+  /** Percent of one CPU that the primary may use; above all that it can where nobody limits it. */
+  get cpuPercent(): number {
+    return this.given.cpuPercent;
   }
 
   /** What the names of its process's sockets begin with. */
@@ -225,11 +242,6 @@ export class VmSides {
     this.network?.severTap(this.tap(side));
     this.processes.delete(side);
     await this.removeGroup(side);
-  }
-
-  networkBytes(side: Side): number {
-    const counters = this.networkCounters(side);
-    return counters === null ? 0 : counters.rxBytes + counters.txBytes;
   }
 
   /** null without a tap. @throws NETWORK_FAILED */

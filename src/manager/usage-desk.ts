@@ -15,9 +15,9 @@ import type {
   ThresholdView,
 } from '../vm/usage-view.js';
 import { Allocation } from './allocation.js';
-import { HistoryFeed } from './history-feed.js';
 import type { Host } from './host.js';
 import { Repeated } from './repeated.js';
+import { UsageFeed } from './usage-feed.js';
 import type { AllocationChange, HistoryQuery, UsagePort } from './usage-port.js';
 import type { ManagedVm } from './vm.js';
 
@@ -26,7 +26,7 @@ const DAILY: ForecastSettings = { intervalS: 300, seasonS: 86_400 };
 
 export class UsageDesk implements UsagePort {
   private readonly service: HistoryService;
-  private readonly feed: HistoryFeed;
+  private readonly feed: UsageFeed;
   readonly allocation: Allocation;
   /** A full disk is trouble each second. */
   private readonly troubles = new Repeated(TROUBLE_TOLD_EVERY_MS);
@@ -54,8 +54,13 @@ export class UsageDesk implements UsagePort {
           seconds,
         }),
     });
-    this.feed = new HistoryFeed({
-      sources: () => [...vms.values()].map((vm) => ({ name: vm.spec.name, sample: () => vm.usage.sample() })),
+    this.feed = new UsageFeed({
+      sources: () =>
+        [...vms.values()].map(({ spec, usage }) => ({
+          name: spec.name,
+          read: () => usage.read(),
+          sample: () => usage.sample(),
+        })),
       take: (seconds) => this.take(seconds),
       onError: (error) => log.warn({ err: error }, 'reading the usage of a VM'),
     });

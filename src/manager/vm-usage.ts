@@ -1,5 +1,4 @@
-/** Reads what one VM uses: often for its triggers, and each second for the history. */
-
+/** Reads what one VM uses: one reading each half second, for its triggers and for the history. */
 import { affordableStandby } from '../allocate/standby-plan.js';
 import { monotonicMs } from '../clock.js';
 import type { Outlook } from '../forecast/outlook.js';
@@ -7,14 +6,20 @@ import type { ForecastMetric, UsageSample } from '../history/metrics.js';
 import { cpuSeconds, waitedMs } from '../host/process-stat.js';
 import { alarmWords, MovingThresholds } from '../monitor/moving-thresholds.js';
 import type { Usage } from '../monitor/thresholds.js';
-import { readCounters, type UsageCounters, usageBetween } from '../monitor/usage.js';
-import { sampleBetween, type VmReading } from '../monitor/usage-sample.js';
+import { sampleBetween, usageOf, type VmReading } from '../monitor/usage-sample.js';
+import type { QemuProcess } from '../qemu/process.js';
+import type { DeviceStats } from '../qemu/qmp.js';
 import type { Shadow } from '../shadow/shadow.js';
 import type { StandbyLevel } from '../vm/spec.js';
 import { formatStandby } from '../vm/standby-text.js';
 import type { VmCore } from './vm-core.js';
 
-const TRIGGERS_EVERY_MS = 500;
+/** With readings each half second, at every other one. */
+const DISKS_EVERY_MS = 750;
+const DISKS_TIMEOUT_MS = 5000;
+
+type DiskCounts = Pick<VmReading, 'diskBytes' | 'diskOperations'>;
+const UNKNOWN: DiskCounts = { diskBytes: null, diskOperations: null };
 
 export interface VmUsageOptions {
   core: VmCore;
@@ -31,32 +36,20 @@ export class VmUsage {
   readonly thresholds: MovingThresholds;
   /** What is expected of it, by metric; empty before anything is. */
   readonly outlooks = new Map<ForecastMetric, Outlook>();
-  private timer: NodeJS.Timeout | undefined;
-  private counters: UsageCounters | null = null;
-  private reading: VmReading | null = null;
+  private newest: VmReading | null = null;
+  /** The reading that ended the last second. */
+  private secondAgo: VmReading | null = null;
+  /** What QEMU last said of the disks of one process. */
+  private disks: { pid: number; askedMs: number; counts: DiskCounts } | null = null;
 
   constructor(private readonly options: VmUsageOptions) {
-    this.thresholds = new MovingThresholds(options.core.spec, monotonicMs());
-  }
-
-  start(): void {
-    this.timer = setInterval(() => this.sampleTriggers(), TRIGGERS_EVERY_MS);
-  }
-
-  stop(): void {
-    clearInterval(this.timer);
-  }
-
-  /** Another process is the primary from now on. */
-  restart(): void {
-    this.counters = null;
-    this.reading = null;
+    this.thresholds = new MovingThresholds(options.core.spec.vcpus, monotonicMs());
   }
 
   /** A new outlook was made. */
   expect(outlooks: readonly Outlook[]): void {
     for (const outlook of outlooks) this.outlooks.set(outlook.metric, outlook);
-    this.thresholds.move(outlooks, monotonicMs());
+    this.thresholds.move(outlooks, this.newest?.memTotalBytes ?? this.options.core.spec.ramBytes, monotonicMs());
   }
 
   /** What of a standby the host can pay for when a shadow is made. */
@@ -78,15 +71,37 @@ export class VmUsage {
   /** Memory that the host can still give to standbys; set by who knows the other VMs. */
   freeBytes: () => number = () => Number.POSITIVE_INFINITY;
 
-  /** What it used since the last call; null when that can not be said. */
-  sample(): UsageSample | null {
-    const before = this.reading;
-    this.reading = this.read();
-    if (before === null || this.reading === null) return null;
-    return sampleBetween(before, this.reading, this.options.core.spec.vcpus);
+  /** Takes a reading, and judges what was used since the one before. */
+  read(): void {
+    const { core, onUsage } = this.options;
+    const before = this.newest;
+    this.newest = this.takeReading();
+    if (before === null || this.newest === null) return;
+    const sample = sampleBetween(before, this.newest, core.spec.vcpus);
+    if (sample === null) return;
+    const { atMs } = this.newest;
+    const usage = usageOf(sample, this.newest, core.spec.vcpus, this.latest);
+    this.latest = usage;
+    for (const alarm of this.thresholds.judge(usage, atMs)) {
+      const { metric, raised, value, threshold } = alarm;
+      core.event(raised ? 'warn' : 'info', raised ? 'alarm.raised' : 'alarm.cleared', alarmWords(alarm), {
+        metric,
+        value,
+        threshold,
+      });
+    }
+    onUsage(usage, atMs);
   }
 
-  private read(): VmReading | null {
+  /** What it used between the last call and the newest reading; null when that can not be said. */
+  sample(): UsageSample | null {
+    const before = this.secondAgo;
+    this.secondAgo = this.newest;
+    if (before === null || this.newest === null) return null;
+    return sampleBetween(before, this.newest, this.options.core.spec.vcpus);
+  }
+
+  private takeReading(): VmReading | null {
     const { core } = this.options;
     const { primary, side, sides } = core;
     if (primary === null || primary.hasDied || core.state !== 'running') return null;
@@ -105,6 +120,7 @@ export class VmUsage {
       throttledMs: group === null ? null : group.throttledNs / 1e6,
       networkBytes: network === null ? null : network.rxBytes + network.txBytes,
       networkPackets: network === null ? null : network.rxPackets + network.txPackets,
+      ...this.diskCounts(primary),
       memTotalBytes: kib(beat?.memTotalKiB),
       memAvailableBytes: kib(beat?.memAvailableKiB),
       balloonBytes: this.balloonBytes ?? core.spec.ramBytes,
@@ -121,24 +137,42 @@ export class VmUsage {
     };
   }
 
-  private sampleTriggers(): void {
-    const { core, onUsage } = this.options;
-    const { primary } = core;
-    if (primary === null || core.state !== 'running') return;
+  /**
+   * As QEMU said at the last reading but one, when it was asked: nobody waits for its answer. A cgroup's counts would tell
+   * when the host writes its page cache back, and of the manager's copies, and not what the guest does.
+   */
+  private diskCounts(primary: QemuProcess): DiskCounts {
+    if (this.options.core.spec.disks.length === 0) return UNKNOWN;
+    if (this.disks?.pid !== primary.pid)
+      this.disks = { pid: primary.pid, askedMs: Number.NEGATIVE_INFINITY, counts: UNKNOWN };
+    const { disks } = this;
     const nowMs = monotonicMs();
-    const next = readCounters(primary.pid, core.sides.networkBytes(core.side), primary.agent.last, nowMs);
-    const usage = this.counters === null || next === null ? null : usageBetween(this.counters, next, core.spec.vcpus);
-    this.counters = next;
-    if (usage === null) return;
-    this.latest = usage;
-    for (const alarm of this.thresholds.judge(usage, nowMs)) {
-      const { metric, raised, value, threshold } = alarm;
-      core.event(raised ? 'warn' : 'info', raised ? 'alarm.raised' : 'alarm.cleared', alarmWords(alarm), {
-        metric,
-        value,
-        threshold,
-      });
+    if (nowMs - disks.askedMs >= DISKS_EVERY_MS) {
+      disks.askedMs = Number.POSITIVE_INFINITY; // not again before it has answered
+      primary.qmp
+        .execute('query-blockstats', undefined, { timeoutMs: DISKS_TIMEOUT_MS })
+        .then(
+          (devices) => {
+            disks.counts = countsOf(devices);
+          },
+          () => {
+            disks.counts = UNKNOWN; // it hangs or has ended, which the failure watch tells
+          },
+        )
+        .finally(() => {
+          disks.askedMs = nowMs;
+        });
     }
-    onUsage(usage, nowMs);
+    return disks.counts;
   }
+}
+
+function countsOf(devices: readonly DeviceStats[]): DiskCounts {
+  const counts = { diskBytes: 0, diskOperations: 0 };
+  for (const { qdev, stats } of devices) {
+    if (qdev === undefined) continue; // no disk of the guest
+    counts.diskBytes += stats.rd_bytes + stats.wr_bytes;
+    counts.diskOperations += stats.rd_operations + stats.wr_operations + stats.unmap_operations;
+  }
+  return counts;
 }

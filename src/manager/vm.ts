@@ -254,11 +254,10 @@ export class ManagedVm {
     this.keeper.resume();
   }
 
-  /** Its failures and its usage are looked for from now on. */
+  /** Its failures are looked for from now on. */
   private observe(promoted: boolean): void {
     this.watchPrimary(promoted);
     this.core.limitPrimary();
-    this.usage.start();
   }
 
   // ---- What users ask for ----
@@ -593,7 +592,6 @@ export class ManagedVm {
   }
 
   private promoted(): void {
-    this.usage.restart();
     this.keeper.forget();
     this.watchPrimary(true);
     // At once: its image can be promoted from again, should this one die as well.
@@ -631,7 +629,6 @@ export class ManagedVm {
   /** Gives back everything on the host but what is on the disk. Idempotent. */
   async release(): Promise<void> {
     const { core } = this;
-    this.usage.stop();
     // A promotion under way would go on with a shadow that is not there any more.
     await this.takeover.close();
     this.watch?.close();

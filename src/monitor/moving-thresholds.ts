@@ -57,7 +57,7 @@ export class MovingThresholds {
   private readonly moving: Record<ThresholdMetric, Moving>;
 
   constructor(
-    private readonly vm: { vcpus: number; ramBytes: number },
+    private readonly vcpus: number,
     nowMs: number,
   ) {
     const begin = (metric: ThresholdMetric): Moving => ({
@@ -74,11 +74,12 @@ export class MovingThresholds {
     return this.moving[metric].state.value;
   }
 
-  move(outlooks: readonly Outlook[], nowMs: number): void {
+  /** @param memoryBytes what the guest's memory is in percent of */
+  move(outlooks: readonly Outlook[], memoryBytes: number, nowMs: number): void {
     for (const { metric, ahead } of outlooks) {
       const moving = this.moving[SOURCE[metric]];
       const next = ahead.slice(0, INTERVALS_AHEAD);
-      const scale = this.scaleOf(metric);
+      const scale = this.scaleOf(metric, memoryBytes);
       const state = moveThreshold(POLICIES[SOURCE[metric]], moving.state, {
         expected: scale * Math.max(...next.map((each) => each.expected)),
         upperBound: scale * Math.max(...next.map((each) => each.bounds[COVERAGE]!)),
@@ -126,9 +127,9 @@ export class MovingThresholds {
   }
 
   /** Triggers are in percent of what the VM has. */
-  private scaleOf(metric: ForecastMetric): number {
-    if (metric === 'demand') return 1 / this.vm.vcpus;
-    return metric === 'memory' ? 100 / this.vm.ramBytes : 1;
+  private scaleOf(metric: ForecastMetric, memoryBytes: number): number {
+    if (metric === 'demand') return 1 / this.vcpus;
+    return metric === 'memory' ? 100 / memoryBytes : 1;
   }
 }
 

@@ -5,7 +5,7 @@ import type { Trigger } from '../vm/spec.js';
 export interface Usage {
   /** Percent of the VM's vCPUs. */
   cpuPercent: number;
-  /** Percent of the guest's RAM that is not available to programs. */
+  /** Percent of the guest's RAM that it can not do without: what a balloon has taken is not used. */
   memoryPercent: number;
   /** Both directions together. */
   networkBytesPerSecond: number;

@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest';
-import { sampleBetween, type VmReading, workingSet } from './usage-sample.js';
+import { sampleBetween, usageOf, type VmReading, workingSet } from './usage-sample.js';
 
 const MIB = 2 ** 20;
 const reading = (more: Partial<VmReading> = {}): VmReading => ({
@@ -10,6 +10,8 @@ const reading = (more: Partial<VmReading> = {}): VmReading => ({
   throttledMs: 0,
   networkBytes: 0,
   networkPackets: 0,
+  diskBytes: null,
+  diskOperations: null,
   memTotalBytes: 230 * MIB,
   memAvailableBytes: 200 * MIB,
   balloonBytes: 256 * MIB,
@@ -48,6 +50,28 @@ it('leaves out what was not measured, and everything of another process', () => 
   expect(sampleBetween(reading(), reading({ atMs: 0 }), 1)).toBeNull();
   expect(sampleBetween(reading({ cpuMs: 5 }), reading({ atMs: 9 }), 1)).toBeNull();
   expect(sampleBetween(reading({ networkBytes: 9 }), reading({ atMs: 1 }), 1)).not.toHaveProperty('network-bytes');
+});
+
+it('counts what the disks did where there are any', () => {
+  const from = reading({ diskBytes: 4096, diskOperations: 1 });
+  expect(sampleBetween(from, reading({ atMs: 500, diskBytes: 12_288, diskOperations: 3 }), 1)).toMatchObject({
+    'disk-bytes': 16_384,
+    'disk-operations': 4,
+  });
+});
+
+it('tells triggers percent of what the VM has, and nothing of what its balloon took', () => {
+  const judged = (from: VmReading, to: VmReading, before: Parameters<typeof usageOf>[3] = null) =>
+    usageOf(sampleBetween(from, to, 2)!, to, 2, before);
+  const later = { atMs: 500, cpuMs: 500, networkBytes: 1000 };
+  const usage = judged(reading(), reading({ ...later, memAvailableBytes: 57.5 * MIB }));
+  expect(usage).toEqual({ cpuPercent: 50, memoryPercent: 75, networkBytesPerSecond: 2000 });
+  // 172.5 MiB are not available, of which a balloon has 156.
+  const ballooned = { balloonBytes: 100 * MIB, memAvailableBytes: 57.5 * MIB };
+  expect(judged(reading(ballooned), reading({ ...later, ...ballooned })).memoryPercent).toBeCloseTo(18.5, 1);
+  // While it moves nothing is known, and what was known holds: a trigger's time does not begin anew.
+  expect(judged(reading(), reading({ ...later, ...ballooned }), usage).memoryPercent).toBe(75);
+  expect(judged(reading(), reading({ ...later, memTotalBytes: null })).memoryPercent).toBe(0);
 });
 
 it('tells pause and dirty rate of the epochs in between', () => {

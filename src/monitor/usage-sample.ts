@@ -1,5 +1,6 @@
-/** What a VM used in a second, from two readings of its counters: pure. What was not measured is left out. */
+/** What a VM used in a second or a part of it, from two readings of its counters: pure. What was not measured is left out. */
 import type { UsageSample } from '../history/metrics.js';
+import type { Usage } from './thresholds.js';
 import { isUsage } from './usage-value.js';
 
 /** Readings at one moment. Those that only grow are compared; the others are taken as they are. null: not measured. */
@@ -14,6 +15,9 @@ export interface VmReading {
   throttledMs: number | null;
   networkBytes: number | null;
   networkPackets: number | null;
+  /** Of all the guest's disks, reads and writes together. */
+  diskBytes: number | null;
+  diskOperations: number | null;
   /** Of the guest. */
   memTotalBytes: number | null;
   memAvailableBytes: number | null;
@@ -50,8 +54,21 @@ export function sampleBetween(from: VmReading, to: VmReading, vcpus: number): Us
     'guest-memory': to.residentBytes,
     'network-bytes': perS(grown((reading) => reading.networkBytes)),
     'network-packets': perS(grown((reading) => reading.networkPackets)),
+    'disk-bytes': perS(grown((reading) => reading.diskBytes)),
+    'disk-operations': perS(grown((reading) => reading.diskOperations)),
     ...protection(from, to, ms),
   });
+}
+
+/** What triggers and alarms are judged by. @param before what is not measured this time is taken to be as it was */
+export function usageOf(sample: UsageSample, { memTotalBytes }: VmReading, vcpus: number, before: Usage | null): Usage {
+  const { cpu = 0, memory, 'network-bytes': networkBytesPerSecond = 0 } = sample;
+  const isKnown = memory !== undefined && memTotalBytes !== null && memTotalBytes > 0;
+  return {
+    cpuPercent: cpu / vcpus,
+    memoryPercent: isKnown ? (100 * memory) / memTotalBytes : (before?.memoryPercent ?? 0),
+    networkBytesPerSecond,
+  };
 }
 
 /**

@@ -82,9 +82,10 @@ export type BlockAction =
       );
     };
 
-interface DeviceStats {
+export interface DeviceStats {
   qdev?: string;
   stats: {
+    rd_operations: number;
     wr_operations: number;
     unmap_operations: number;
     failed_wr_operations: number;
