@@ -60,7 +60,7 @@ test('auto: the quota follows the forecast, pressure goes before it, and a promo
   await daemon.client.guestExec('web', 'shadowvm-guest cpuloop 4 &');
   const raised = await changed('pressure', 'cpu', ({ cause }) => cause === 'pressure', lowered.seq);
   expect(Number(raised.data.to)).toBeGreaterThan(Number(lowered.data.to));
-  await changed('calm', 'cpu', ({ to }) => Number(to) < 60, raised.seq + 1);
+  await changed('calm', 'cpu', ({ to }) => Number(to) < 90, raised.seq + 1);
 
   // The next manager knows nothing yet, and takes nothing back: what is in force stays, and goes on to the shadow.
   const inForce = await quotaOf('web');
@@ -137,7 +137,7 @@ test('a shadow is made readier when its VM has failed, and a host that is short 
     ...{ name: 'web', shadow: { kind: 'always' } },
     allocation: { mode: 'auto', cpuMinPercent: 20 },
   });
-  await daemon.waitEvent('a shadow', ({ type }) => type === 'shadow.ready', { since: raised.seq });
+  await daemon.waitEvent('a shadow', ({ type }) => type === 'shadow.ready');
   await daemon.client.injectFault('web', 'kill');
   const raised = await changed('a readier standby', 'standby', () => true);
   expect(raised.message).toMatch(/^standby from process with .* to resident=25 .*it failed, or seemed to/);

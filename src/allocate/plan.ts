@@ -75,9 +75,9 @@ const CPU_MARGIN = 1.1;
 /** Held back for so much of a second, a VM is under pressure, and gets at least so much more. */
 const THROTTLED_PERCENT = 10;
 const PRESSURE_FACTOR = 1.5;
-/** Changes below these shares of what it has are not worth one. */
-const RAISE_WORTH = 0.05;
-const LOWER_WORTH = 0.15;
+/** Changes below these shares of what it has are not worth one: up to the margins, what it has is above the bound. */
+const RAISE_WORTH = 0.1;
+const LOWER_WORTH = 0.2;
 /** Parts of what is short move with every VM's outlook. */
 const CUT_WORTH = 0.2;
 

@@ -1,69 +1,71 @@
 /**
  * A forecaster of a series that may repeat after another time than the one that all are given. A period that the series
- * shows gets a forecaster of its own, which is taught the past a few samples at a time and takes over if it would have
- * forecast the newer part of that past clearly better.
+ * shows gets a second forecaster, which is taught the past a few samples at a time; from then on the one speaks that was
+ * clearly nearer of late. Lost: to replace the first one for good (what was better in the past week was worse in the next).
  */
 import { findPeriods } from './analysis.js';
 import { Forecaster } from './forecaster.js';
 import { Recent } from './recent.js';
+import { Smoothed } from './window.js';
 
-/** What a trial is judged by: an hour, with samples of 5 minutes. */
+/** What they are judged by: the next hour, with samples of 5 minutes; of the last day. */
 const AHEAD = 12;
-/** Samples that are looked at for a period, and that a trial is taught. */
+const ERROR_MEMORY = 1 / 288;
+/** Samples that are looked at for a period, and that a second forecaster is taught. */
 const PAST = 1152;
 const LOOK_EVERY = 96;
 /** Shorter ones are within reach of the newest samples, which every forecast is made from. */
 const PERIOD_MIN = 32;
-/** Samples that a trial is taught with each one that comes: a sample takes four times as long meanwhile. */
-const TAUGHT_PER_SAMPLE = 3;
-/** A trial's errors count once it has seen its period so many times. */
-const PERIODS_LEARNT = 2;
-const JUDGED_MIN = 96;
-/** What it has to be better by, and after what it may try again. */
+/** With each sample that comes; it takes three times as long meanwhile. */
+const TAUGHT_PER_SAMPLE = 2;
+/** What the second has to be better by. */
 const BETTER = 0.95;
-const AGAIN_AFTER = 1152;
-
-interface Trial {
-  scored: Scored;
-  season: number;
-  /** Number of the sample that it is taught next, and of the one that it is judged from. */
-  next: number;
-  judgedFrom: number;
-  judged: number;
-  error: number;
-  errorOfPresent: number;
-}
+/** For so long a second one may show what it is worth. */
+const TRIAL = 1152;
 
 export class OwnSeasonForecaster {
-  private present: Scored;
+  private readonly given: Scored;
+  private own: Scored | null = null;
+  /** Number of the sample that the second one is taught next. */
+  private next = 0;
   private readonly values = new Recent(PAST);
-  private readonly errors = new Recent(PAST);
   private samples = 0;
-  private trial: Trial | null = null;
   private lookAt = LOOK_EVERY;
 
   /** @param season in samples; what it is forecast with until its own is known */
-  constructor(public season: number) {
-    this.present = new Scored(season);
+  constructor(season: number) {
+    this.given = new Scored(season);
+  }
+
+  /** In samples: that of what is forecast now. */
+  get season(): number {
+    return this.best.season;
   }
 
   observe(value: number): void {
     this.values.push(value);
-    this.errors.push(this.present.observe(value));
     this.samples++;
-    if (this.trial !== null) this.goOn(this.trial);
-    else if (this.samples >= this.lookAt) this.look();
+    this.given.observe(value);
+    this.teach();
+    if (this.samples >= this.lookAt && this.best === this.given) this.look();
   }
 
   forecast(steps: number): number {
-    return this.present.forecaster.forecast(steps);
+    return this.best.forecaster.forecast(steps);
   }
 
   upperBound(steps: number, coverage: number): number {
-    return this.present.forecaster.upperBound(steps, coverage);
+    return this.best.forecaster.upperBound(steps, coverage);
+  }
+
+  private get best(): Scored {
+    const { own, given } = this;
+    const knowsAll = own !== null && this.next === this.samples;
+    return knowsAll && own.error < BETTER * given.error ? own : given;
   }
 
   private look(): void {
+    this.own = null;
     this.lookAt = this.samples + LOOK_EVERY;
     const { count } = this.values;
     const known: number[] = [];
@@ -71,56 +73,41 @@ export class OwnSeasonForecaster {
       const value = this.values.at(age);
       known.push(value >= 0 ? value : (known.at(-1) ?? 0));
     }
-    const season = findPeriods(known, this.season)[0]?.samples;
-    if (season === undefined || season < PERIOD_MIN || isWithin(season, this.season)) return;
-    const first = this.samples - count;
-    this.trial = {
-      scored: new Scored(season),
-      season,
-      next: first,
-      judgedFrom: first + PERIODS_LEARNT * season,
-      judged: 0,
-      error: 0,
-      errorOfPresent: 0,
-    };
+    const season = findPeriods(known, this.given.season)[0]?.samples;
+    if (season === undefined || season < PERIOD_MIN || isWithin(season, this.given.season)) return;
+    this.own = new Scored(season);
+    this.next = this.samples - count;
+    this.lookAt = this.samples + TRIAL;
   }
 
-  private goOn(trial: Trial): void {
-    for (let i = 0; i < TAUGHT_PER_SAMPLE && trial.next < this.samples; i++, trial.next++) {
-      const age = this.samples - 1 - trial.next;
-      const [error, errorOfPresent] = [trial.scored.observe(this.values.at(age)), this.errors.at(age)];
-      if (trial.next < trial.judgedFrom || Number.isNaN(error) || Number.isNaN(errorOfPresent)) continue;
-      trial.judged++;
-      trial.error += error;
-      trial.errorOfPresent += errorOfPresent;
-    }
-    if (trial.next < this.samples || trial.judged < JUDGED_MIN) return;
-    this.trial = null;
-    if (trial.error < BETTER * trial.errorOfPresent) {
-      this.present = trial.scored;
-      this.season = trial.season;
-    }
-    this.lookAt = this.samples + AGAIN_AFTER;
+  private teach(): void {
+    for (let i = 0; this.own !== null && i < TAUGHT_PER_SAMPLE && this.next < this.samples; i++)
+      this.own.observe(this.values.at(this.samples - 1 - this.next++));
   }
 }
 
-/** A forecaster, and how far off it was. */
+/** A forecaster, and how far off it is. */
 class Scored {
   readonly forecaster: Forecaster;
+  private readonly errors = new Smoothed(ERROR_MEMORY);
   private readonly due = new Float64Array(AHEAD).fill(Number.NaN);
   private samples = 0;
 
-  constructor(season: number) {
+  constructor(readonly season: number) {
     this.forecaster = new Forecaster({ season });
   }
 
-  /** @returns the distance from what was said an hour before; NaN where nothing was, or nothing came */
-  observe(value: number): number {
+  /** Mean distance from what was said an hour before; NaN where nothing was. */
+  get error(): number {
+    return this.errors.value;
+  }
+
+  observe(value: number): void {
     const at = this.samples++ % AHEAD;
     const error = Math.abs(value - this.due[at]!);
+    if (!Number.isNaN(error)) this.errors.push(error);
     this.forecaster.observe(value);
     this.due[at] = this.forecaster.forecast(AHEAD);
-    return error;
   }
 }
 
