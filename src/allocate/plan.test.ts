@@ -38,6 +38,13 @@ describe('CPU', () => {
     expect(decide([need('a', { demand: 70 })])).toEqual([['a', 'cpu', 77, 'forecast']]);
   });
 
+  it('takes nothing away for a figure that can not be one', () => {
+    for (const bad of [Number.NaN, -1, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, 1e300])
+      for (const more of [{ outlook: { expected: bad, bound: bad } }, { demand: bad }])
+        for (const { to } of plan([need('a', { now: 60, demand: 60, ...more })], roomy, COOL_MS, 0))
+          expect(to).toBeGreaterThanOrEqual(60);
+  });
+
   it('changes once in a cool-down, but for pressure', () => {
     const changed = { now: 50, changedAtMs: 95_000 };
     expect(decide([need('a', changed)])).toEqual([]);

@@ -34,9 +34,11 @@ const CHANGE_WORTH = 0.08;
 const CHANGES_FREE = 2;
 const CHANGES_POWER = 4;
 /** How far a VM's coverage, over {@link FEEDBACK_BLOCKS}, may be off before its price moves, and how fast it moves. */
-const BAND = 0.02;
+const BAND = 0.007;
 const FEEDBACK_BLOCKS = 480;
-const FEEDBACK_RATE = 0.2;
+const FEEDBACK_RATE = 0.1;
+/** Above it so few samples are uncovered that feedback follows chance. */
+const FEEDBACK_SAFETY_MAX = 0.98;
 
 /** Per share asked for, the price of an uncovered sample that meets it on the development VMs. */
 const PRICES: readonly (readonly [number, number])[] = [
@@ -152,6 +154,7 @@ class Keeper {
     this.changesPerDay *= 1 - 1 / MEAN_BLOCKS;
     if (known.length === 0 || Number.isNaN(this.limit)) return;
     this.allocated.push(this.limit);
+    if (this.safety > FEEDBACK_SAFETY_MAX) return;
     const covered = known.filter((value) => value <= this.limit).length / known.length;
     this.surplus += (covered - this.safety - this.surplus) / FEEDBACK_BLOCKS;
 

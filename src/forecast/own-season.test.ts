@@ -39,3 +39,15 @@ it('keeps the season that it was given for what repeats with it, and for what do
     expect(own.season).toBe(DAY);
   }
 });
+
+it('learns no season from what can not be a usage, and forecasts on', () => {
+  const bad = [Number.NaN, -1, Number.POSITIVE_INFINITY, 1e300];
+  const own = new OwnSeasonForecaster(DAY);
+  load(70, 600).forEach((value, t) => {
+    own.observe(t % 9 === 8 ? bad[t % 4]! : value);
+  });
+  for (const steps of [1, 12, DAY]) {
+    expect(own.forecast(steps)).toBeLessThan(150);
+    expect(own.upperBound(steps, 0.99)).toBeLessThan(300);
+  }
+});

@@ -3,6 +3,7 @@
  * shows gets a second forecaster, which is taught the past a few samples at a time; from then on the one speaks that was
  * clearly nearer of late. Lost: to replace the first one for good (what was better in the past week was worse in the next).
  */
+import { isUsage } from '../monitor/usage-value.js';
 import { findPeriods } from './analysis.js';
 import { Forecaster } from './forecaster.js';
 import { Recent } from './recent.js';
@@ -42,10 +43,12 @@ export class OwnSeasonForecaster {
     return this.best.season;
   }
 
+  /** Takes the next sample. What can not be a usage (NaN, negative, absurd) counts as one that did not come. */
   observe(value: number): void {
-    this.values.push(value);
+    const sample = isUsage(value) ? value : Number.NaN;
+    this.values.push(sample);
     this.samples++;
-    this.given.observe(value);
+    this.given.observe(sample);
     this.teach();
     if (this.samples >= this.lookAt && this.best === this.given) this.look();
   }
@@ -71,7 +74,7 @@ export class OwnSeasonForecaster {
     const known: number[] = [];
     for (let age = count - 1; age >= 0; age--) {
       const value = this.values.at(age);
-      known.push(value >= 0 ? value : (known.at(-1) ?? 0));
+      known.push(Number.isNaN(value) ? (known.at(-1) ?? 0) : value);
     }
     const season = findPeriods(known, this.given.season)[0]?.samples;
     if (season === undefined || season < PERIOD_MIN || isWithin(season, this.given.season)) return;
