@@ -144,7 +144,8 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
       await until('the hot pages', () => pager.stats().filledPages === hot);
       await shadow.loadDevices(golden.deviceState, 10_000);
       await shadow.qmp.execute('cont');
-      await until('the first heartbeat', () => shadow.agent.beats > 0);
+      await until('pages that the guest waits for', () => pager.stats().faults >= 100);
+      await shadow.qmp.execute('stop');
       return { shadow, pager, ended, faults: pager.stats().faults };
     };
     try {
@@ -156,9 +157,12 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
       await first.shadow.dispose();
       await first.ended;
 
+      // What it needs depends on how far memcheck comes; it waits for none of those that the first waited for.
       const second = await wake(hotPath);
-      expect(second.faults).toBeLessThan(first.faults / 2);
-      expect([...second.pager.needed().slice(0, needed.length)]).toEqual([...needed]);
+      const neededNow = second.pager.needed();
+      expect([...neededNow.slice(0, needed.length)]).toEqual([...needed]);
+      const waitedAgain = second.faults - (neededNow.length - needed.length);
+      expect(waitedAgain).toBeLessThan(needed.length / 10);
       await second.shadow.dispose();
       await second.ended;
 
