@@ -168,9 +168,9 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
 
       // The file of another guest, one that is cut short, one with other bytes: the RAM is what the source says.
       const whole = readFileSync(hotPath);
-      const numbers = 16 + 4 * needed.length;
+      const numbers = 12 + 4 * needed.length;
       const others = Buffer.from(whole);
-      for (let i = 0; i < needed.length; i++) others.writeUInt32LE(needed.at(-1 - i) as number, 16 + 4 * i);
+      for (let i = 0; i < needed.length; i++) others.writeUInt32LE(needed.at(-1 - i) as number, 12 + 4 * i);
       const flipped = Buffer.from(whole);
       for (let i = numbers; i < flipped.length; i += 997) flipped[i]! ^= 0x5a;
       const huge = Buffer.from(whole);
