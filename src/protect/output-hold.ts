@@ -16,7 +16,7 @@ import { messageOf } from '../errors.js';
 import type { PacketTrail } from '../network/native.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Waiting } from './pacing.js';
-import { findSentCounter, type SentCounter } from './sent-counter.js';
+import { COUNTER_MASK, findSentCounter, type SentCounter } from './sent-counter.js';
 
 /** So many at once at most: one that is kept, one that is filled, and those of epochs that were given up. The shim knows. */
 const HOLDS_MAX = 8;
@@ -52,6 +52,9 @@ export class OutputHold {
   private sent: SentCounter | null = null;
   private sentAtCut = 0;
   private sentLast = 0;
+  /** What the counter says when everybody who was answered by the last commit has been answered again; null: no telling. */
+  private sentExpected: number | null = null;
+  private sentAtCutBefore = 0;
   private firstSentMs: number | null = null;
   private lastSentMs: number;
 
@@ -111,7 +114,9 @@ export class OutputHold {
 
   /** While the guest stands still for an epoch: what is counted from now on is of the next one. */
   noteCut(): void {
+    this.sentAtCutBefore = this.sentAtCut;
     this.sentAtCut = this.sent?.read() ?? 0;
+    this.sentExpected = null;
     this.firstSentMs = null;
   }
 
@@ -125,21 +130,31 @@ export class OutputHold {
       // One epoch more than must be: what lay at the tap when the guest stood still was seen by none of the two.
       this.trail?.forget(old.mark);
     }
+    this.expectAnswers();
     if (this.active || this.closed) return;
     this.active = true;
     this.events.active();
   }
 
+  /** Now that an epoch's packets leave: each of them brings forth another one, on top of what waits already. */
+  private expectAnswers(): void {
+    if (this.sent === null) return;
+    const left = (this.sentAtCut - this.sentAtCutBefore) & COUNTER_MASK;
+    this.sentExpected = left === 0 ? null : (this.sent.read() + left) & COUNTER_MASK;
+  }
+
   /** What the guest has sent since the last cut: how long that has been waiting. null when it has sent nothing. */
   waiting(nowMs: number): Waiting | null {
     // Not known where to look: as if something came all the time.
-    if (this.sent === null) return { oldestMs: nowMs - (this.holds.at(-1)?.madeAtMs ?? nowMs), newestMs: 0 };
+    if (this.sent === null)
+      return { oldestMs: nowMs - (this.holds.at(-1)?.madeAtMs ?? nowMs), newestMs: 0, complete: false };
     const sent = this.sent.read();
     if (sent !== this.sentLast) this.lastSentMs = nowMs;
     this.sentLast = sent;
     if (sent === this.sentAtCut) return null;
     this.firstSentMs ??= nowMs;
-    return { oldestMs: nowMs - this.firstSentMs, newestMs: nowMs - this.lastSentMs };
+    const complete = this.sentExpected !== null && ((sent - this.sentExpected) & COUNTER_MASK) <= COUNTER_MASK / 2;
+    return { oldestMs: nowMs - this.firstSentMs, newestMs: nowMs - this.lastSentMs, complete };
   }
 
   /** How long the guest has sent nothing. */

@@ -49,23 +49,30 @@ describe('epoch pacing', () => {
 
   it('cuts in strict mode when the guest has answered, and not before', () => {
     const cost = { pauseMs: 2, cpuMs: 3, epochMs: 6, dirtyPagesPerSecond: 20_000 };
-    const due = (sinceEpochMs: number, waiting: { oldestMs: number; newestMs: number } | null) =>
-      isDueStrict(sinceEpochMs, waiting, cost, limits);
+    const due = (sinceEpochMs: number, waiting: { oldestMs: number; newestMs: number; complete?: boolean } | null) =>
+      isDueStrict(sinceEpochMs, waiting && { complete: false, ...waiting }, cost, limits);
     expect(due(1, { oldestMs: 3, newestMs: 2 })).toBe(true);
     // It goes on sending: gathered, but not without end.
     expect(due(1, { oldestMs: 3, newestMs: 0 })).toBe(false);
-    expect(due(9, { oldestMs: 9, newestMs: 0 })).toBe(true);
+    expect(due(9, { oldestMs: 9, newestMs: 0 })).toBe(false);
+    expect(due(18, { oldestMs: 18, newestMs: 0 })).toBe(true);
+    const dear = { ...cost, epochMs: 50 };
+    expect(isDueStrict(25, { oldestMs: 25, newestMs: 0, complete: false }, dear, limits)).toBe(true);
+    // Everybody who was answered last has asked again and got his answer.
+    expect(due(1, { oldestMs: 1, newestMs: 0, complete: true })).toBe(true);
     // Nothing waits: as rarely as an idle VM in async mode, but never so rarely that a hold grows old.
     expect(due(20, null)).toBe(false);
     expect(due(500, null)).toBe(true);
     expect(isDueStrict(500, null, { ...cost, dirtyPagesPerSecond: 0 }, { ...limits, maxLagMs: 60_000 })).toBe(true);
     // It has to run as long as it stands.
-    expect(isDueStrict(1, { oldestMs: 9, newestMs: 9 }, { ...cost, pauseMs: 20, epochMs: 22 }, limits)).toBe(false);
+    expect(
+      isDueStrict(1, { oldestMs: 9, newestMs: 9, complete: true }, { ...cost, pauseMs: 20, epochMs: 22 }, limits),
+    ).toBe(false);
   });
 
   it('lets a guest that woke up speak its first words to their end', () => {
-    expect(isDueStrict(20, { oldestMs: 5, newestMs: 5 }, null, limits)).toBe(false);
-    expect(isDueStrict(20, { oldestMs: 8, newestMs: 6 }, null, limits)).toBe(true);
+    expect(isDueStrict(20, { oldestMs: 5, newestMs: 5, complete: false }, null, limits)).toBe(false);
+    expect(isDueStrict(20, { oldestMs: 8, newestMs: 6, complete: false }, null, limits)).toBe(true);
     expect(isDueStrict(80, null, null, limits)).toBe(true);
   });
 

@@ -45,14 +45,19 @@ export interface Waiting {
   oldestMs: number;
   /** How long ago the newest came, ms. */
   newestMs: number;
+  /** As many answers as were let go last have come: whoever asks again after an answer has got all of them. */
+  complete: boolean;
 }
 
 /** However little happens: what comes must find a hold that is young enough. */
 const STRICT_INTERVAL_MS_MAX = 500;
 /** A guest that has sent nothing more for so long has answered what it was asked. */
 const SETTLED_MS = 1.8;
-/** One that goes on sending is cut all the same: so long an epoch of a busy guest gathers answers. */
-const GATHER_MS_MAX = 8;
+/** One that goes on sending is cut all the same: so long an epoch of a busy guest gathers answers … */
+const GATHER_MS_MIN = 8;
+/** … and so many times as long as an epoch costs, or the guest would be held up by epochs of a few answers each. */
+const GATHER_EPOCHS = 3;
+const GATHER_MS_MAX = 25;
 /** A guest that woke up and has sent nothing is protected all the same. */
 const FIRST_MS_MAX = 80;
 /** It is slow at first, and its first word is seldom its last. */
@@ -78,11 +83,8 @@ export function isDueStrict(
   // It ran during the rest of the last epoch as well.
   const ranMs = sinceEpochMs + cost.epochMs - cost.pauseMs;
   if (ranMs < cost.pauseMs) return false;
-  return isSettled(waiting);
-}
-
-function isSettled({ newestMs, oldestMs }: Waiting): boolean {
-  return newestMs >= SETTLED_MS || oldestMs >= GATHER_MS_MAX;
+  const gatherMs = Math.min(GATHER_MS_MAX, Math.max(GATHER_MS_MIN, GATHER_EPOCHS * cost.epochMs));
+  return waiting.complete || waiting.newestMs >= SETTLED_MS || waiting.oldestMs >= gatherMs;
 }
 
 /** How soon to look again whether an epoch is due, ms. @param silentMs how long the guest has sent nothing */

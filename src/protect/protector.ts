@@ -79,7 +79,6 @@ const PAGE_BYTES = 4096;
  */
 const UNCONFIRMED_MAX = 2;
 const CONFIRMATION_POLL_MS = 10;
-const STRICT_CONFIRMATION_POLL_MS = 1;
 /** 4 MiB a second, below a thousandth of a core: 256 MiB once a minute, 4 GiB in a quarter of an hour. */
 const SCRUB_EVERY_MS = 1000;
 const SCRUB_PAGES = 1024;
@@ -194,10 +193,10 @@ export class Protector {
     while (this.epochUnderWay && !this.stopping) await this.sleepFor(1);
   }
 
-  /** How many epochs, counted from the newest, no heartbeat has come after. */
+  /** How many epochs, counted from the newest, no sign of life has come after. */
   private unconfirmed(): number {
-    const lastBeatNs = this.options.primary.agent.last?.atNs ?? 0n;
-    return this.history.filter(({ cutAtNs }) => cutAtNs >= lastBeatNs).length;
+    const lastSignNs = this.options.primary.agent.lastSignAtNs ?? 0n;
+    return this.history.filter(({ cutAtNs }) => cutAtNs >= lastSignNs).length;
   }
 
   /** Age of the newest committed epoch. */
@@ -277,7 +276,7 @@ export class Protector {
   private async release(output: OutputHold, cut: CutEpoch): Promise<void> {
     while (cut.hold !== null && this.unconfirmed() > 0) {
       if (this.stopping || this.options.output() !== output) return;
-      await this.sleep(STRICT_CONFIRMATION_POLL_MS);
+      await Promise.race([this.options.primary.agent.nextSign(), this.sleep(CONFIRMATION_POLL_MS)]);
     }
     output.commit(cut.hold);
   }

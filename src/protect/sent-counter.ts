@@ -6,6 +6,8 @@ import fs from 'node:fs';
 import { monotonicMs } from '../clock.js';
 import type { QemuProcess } from '../qemu/process.js';
 
+/** The counter has 16 bits and goes round. */
+export const COUNTER_MASK = 0xffff;
 const TX_QUEUE = 1;
 /** A microvm's memory above this is found from 4 GiB on. */
 const LOW_BYTES = 3 * 2 ** 30;
@@ -26,7 +28,7 @@ export class SentCounter {
     return new SentCounter(qemu.ram.fd, this.offset);
   }
 
-  /** 16 bits that go round. By the file and not by the mapping, where an absent page would be made one. */
+  /** Goes round, see COUNTER_MASK. By the file and not by the mapping, where an absent page would be made one. */
   read(): number {
     try {
       fs.readSync(this.fd, this.word, 0, 2, this.offset);

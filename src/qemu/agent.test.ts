@@ -106,6 +106,22 @@ describe('an agent', () => {
     await expect.poll(() => agent.bye).toBe('reboot');
   });
 
+  test('takes the answer to a ping for a sign of life as good as a beat, and tells who waits for one', async () => {
+    const sign = agent.nextSign();
+    guest.write('pong\n');
+    await sign;
+    const pongAtNs = agent.lastSignAtNs as bigint;
+    expect(agent.beats).toBe(0);
+    const next = agent.nextSign();
+    guest.write('beat 1 2 3 4 a\n');
+    await next;
+    expect(agent.lastSignAtNs! > pongAtNs).toBe(true);
+    const none = agent.nextSign();
+    agent.close();
+    await none;
+    await agent.nextSign();
+  });
+
   test('matches answers to commands by their numbers, in any order; strange numbers are nobody’s', async () => {
     const [first, second] = [agent.exec('true'), agent.exec('false')];
     const [a, b] = [await execId(0), await execId(1)];

@@ -78,6 +78,10 @@ export class GuestAgent {
   last: Beat | null = null;
   /** When the first sign of life of this QEMU's guest came, a heartbeat or the answer to a ping: CLOCK_MONOTONIC ns. */
   firstSignAtNs: bigint | null = null;
+  /** When the newest one came. */
+  lastSignAtNs: bigint | null = null;
+  private tellSign: (() => void) | undefined;
+  private awaitedSign: Promise<void> | null = null;
   beats = 0;
   /** Set when the guest announced a shutdown of its own will. */
   bye: 'poweroff' | 'reboot' | null = null;
@@ -97,6 +101,13 @@ export class GuestAgent {
   /** Asks for a sign of life at once. */
   ping(): void {
     this.socket.write('ping\n');
+  }
+
+  /** Resolves with the guest's next sign of life, or when there will be none. */
+  nextSign(): Promise<void> {
+    if (this.closed) return Promise.resolve();
+    this.awaitedSign ??= new Promise((resolve) => (this.tellSign = resolve));
+    return this.awaitedSign;
   }
 
   /** Sets the guest's wall clock, which stood still with it. */
@@ -167,6 +178,7 @@ export class GuestAgent {
     this.socket.destroy();
     for (const { reject } of this.execs.values()) reject(this.ended());
     this.execs.clear();
+    this.tellSign?.();
   }
 
   private ended(): ShadowVmError {
@@ -189,9 +201,16 @@ export class GuestAgent {
     if (this.buffer.length > LINE_CHARS_MAX) this.buffer = '';
   }
 
+  private noteSign(atNs: bigint): void {
+    this.firstSignAtNs ??= atNs;
+    this.lastSignAtNs = atNs;
+    this.awaitedSign = null;
+    this.tellSign?.();
+  }
+
   private readLine(line: string, atNs: bigint): void {
     const beat = parseBeat(line, atNs);
-    if (beat !== null || line === 'pong') this.firstSignAtNs ??= atNs;
+    if (beat !== null || line === 'pong') this.noteSign(atNs);
     if (beat !== null) {
       this.last = beat;
       this.beats++;
