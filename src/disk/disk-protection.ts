@@ -1,10 +1,15 @@
-/** The disks of one protection: the primary's written blocks go into its epochs, the shadow's own files follow them. */
-import type { DiskTwin, EpochDisks } from '../native/disk.js';
+/** The disks of one protection: what the primary writes to them goes into its epochs, the shadow's own files follow those. */
+import { closeSync, fdatasync as fdatasyncCallback } from 'node:fs';
+import { promisify } from 'node:util';
+import { monotonicMs } from '../clock.js';
+import type { DiskTwin } from '../native/disk.js';
 import type { ShadowImage } from '../native/image.js';
 import type { EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
-import { DiskEpochs } from './disk-epochs.js';
+import { areMarksWhole } from './marked-epoch.js';
 import type { DiskPlace } from './place.js';
+
+const fdatasync = promisify(fdatasyncCallback);
 
 export interface DiskProtectionOptions {
   primary: QemuProcess;
@@ -21,26 +26,39 @@ export interface DiskProtectionOptions {
 /** 64 MiB: a slice takes some ten ms, for which the next epoch waits; a GiB is compared within seconds. */
 const SLICE_PAGES = 16_384;
 const RETRY_MS = 5000;
+const FLUSHES_MAX = 3;
+const QUICK_FLUSH_MS = 4;
 
 export class DiskProtection {
-  epochs: DiskEpochs | null = null;
-  private twins: DiskTwin[] = [];
+  /** The shadow's files, as far as they are open. */
+  twins: DiskTwin[] = [];
+  /** The primary's files. */
+  private fds: number[] = [];
   private leftPages = Number.POSITIVE_INFINITY;
   private troubled = '';
   private retryAtMs = 0;
 
   constructor(private readonly options: DiskProtectionOptions) {}
 
-  /** Once, before the first epoch. @throws QMP_*, native failures */
-  async attach(): Promise<void> {
+  /** Once, before the first epoch. @throws native failures */
+  async attach(source: EpochSource): Promise<void> {
     const { primary, places, image, openPrimary } = this.options;
     if (places.length === 0) return;
-    this.epochs = await DiskEpochs.attach(primary, places, () => image.describe(), openPrimary);
+    this.fds = places.map(({ name }) => openPrimary(name));
+    const disks = places.map(({ firstPage, bytes }, i) => ({ fd: this.fds[i] as number, firstPage, bytes }));
+    await source.attachDisks(disks, areMarksWhole(primary.control.read().marked, image.describe()));
   }
 
-  /** For a commit that takes the blocks of these disks, or a rewind. */
-  of(receivers: EpochDisks['receivers']): EpochDisks {
-    return { receivers, twins: this.twins };
+  /**
+   * Before the guest stands. QEMU flushes its disks whenever it stops a guest, and what the guest has written without
+   * asking for that would be written in the pause. Again where it took so long that much was written meanwhile.
+   */
+  async flush(): Promise<void> {
+    for (let pass = 0; pass < FLUSHES_MAX; pass++) {
+      const startedMs = monotonicMs();
+      await Promise.all(this.fds.map((fd) => fdatasync(fd)));
+      if (monotonicMs() - startedMs < QUICK_FLUSH_MS) return;
+    }
   }
 
   /** Compares a little more of the shadow's files with the image. Their failure is no reason to end the epochs. */
@@ -52,7 +70,7 @@ export class DiskProtection {
     if (this.leftPages === 0 && failed === undefined) return;
     try {
       this.open();
-      this.leftPages = await source.advanceTwins(this.of([]), SLICE_PAGES);
+      this.leftPages = await source.advanceTwins(this.twins, SLICE_PAGES);
       if (this.leftPages === 0) this.troubled = '';
     } catch (error) {
       this.retryAtMs = nowMs + RETRY_MS;
@@ -67,11 +85,11 @@ export class DiskProtection {
   async complete(source: EpochSource): Promise<void> {
     if (this.options.places.length === 0) return;
     this.open();
-    while ((await source.advanceTwins(this.of([]), 16 * SLICE_PAGES)) > 0);
+    while ((await source.advanceTwins(this.twins, 16 * SLICE_PAGES)) > 0);
   }
 
   close(): void {
-    this.epochs?.close();
+    for (const fd of this.fds.splice(0)) closeSync(fd);
     for (const twin of this.twins) twin.close();
     this.twins = [];
   }
