@@ -6,6 +6,7 @@ import type { DiskTwin } from '../native/disk.js';
 import type { ShadowImage } from '../native/image.js';
 import type { EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
+import type { DiskCache } from '../vm/spec.js';
 import { areMarksWhole } from './marked-epoch.js';
 import type { DiskPlace } from './place.js';
 
@@ -15,6 +16,7 @@ export interface DiskProtectionOptions {
   primary: QemuProcess;
   image: ShadowImage;
   places: readonly DiskPlace[];
+  cache: DiskCache;
   /** Opens the primary's file of a disk. */
   openPrimary: (name: string) => number;
   /** Opens the files that the shadow is to have as its disks; nobody else uses them any more. */
@@ -26,8 +28,6 @@ export interface DiskProtectionOptions {
 /** 64 MiB: a slice takes some ten ms, for which the next epoch waits; a GiB is compared within seconds. */
 const SLICE_PAGES = 16_384;
 const RETRY_MS = 5000;
-const FLUSHES_MAX = 3;
-const QUICK_FLUSH_MS = 4;
 
 export class DiskProtection {
   /** The shadow's files, as far as they are open. */
@@ -51,14 +51,14 @@ export class DiskProtection {
 
   /**
    * Before the guest stands. QEMU flushes its disks whenever it stops a guest, and what the guest has written without
-   * asking for that would be written in the pause. Again where it took so long that much was written meanwhile.
+   * asking for that would be written in the pause. Where QEMU ignores flushes there is none.
+   * @returns how long it took, ms
    */
-  async flush(): Promise<void> {
-    for (let pass = 0; pass < FLUSHES_MAX; pass++) {
-      const startedMs = monotonicMs();
-      await Promise.all(this.fds.map((fd) => fdatasync(fd)));
-      if (monotonicMs() - startedMs < QUICK_FLUSH_MS) return;
-    }
+  async flush(): Promise<number> {
+    if (this.options.cache === 'unsafe') return 0;
+    const startedMs = monotonicMs();
+    await Promise.all(this.fds.map((fd) => fdatasync(fd)));
+    return monotonicMs() - startedMs;
   }
 
   /** Compares a little more of the shadow's files with the image. Their failure is no reason to end the epochs. */

@@ -145,6 +145,7 @@ export class VmCore {
     const { disks } = this;
     return {
       places: disks.places,
+      cache: this.spec.diskCache,
       openPrimary: (name) => disks.openPrimary(name),
       openTwins: () => disks.openTwins(),
       fill: (image) => disks.fill(image, 'twin'),

@@ -43,9 +43,13 @@ export interface CutEpoch {
 
 /** More than this left to copy is worth a second pass while the guest still runs. */
 const SECOND_PASS_PAGES = 256;
-/** The same for pages of disks, and how often at most: while a disk is written as fast as it can be, more are left. */
+/**
+ * Of disks, the same: and what takes longer than this to flush. While a disk is written as fast as it can be, each pass has
+ * about half of the one before.
+ */
 const DISK_PASS_PAGES = 128;
-const DISK_PASSES_MAX = 4;
+const QUICK_FLUSH_MS = 4;
+const DISK_PASSES_MAX = 6;
 /** Of disks: these take 0.1 ms to read. */
 const QUIET_DISK_PAGES_MAX = 64;
 /** An idle guest writes about 150 between two epochs; these take 0.1 ms to copy, while QEMU saves its devices. */
@@ -71,7 +75,7 @@ export async function cutEpoch(
   onPause: (paused: boolean) => void = () => {},
   quiet = false,
   output: OutputHold | null = null,
-  flushDisks: () => Promise<void> = async () => {},
+  flushDisks: () => Promise<number> = async () => 0,
 ): Promise<CutEpoch> {
   const total = { scannedPages: 0, copiedPages: 0, diskPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
   const collect = async (options: { urgent?: boolean; pagesMax?: number }) => {
@@ -84,10 +88,11 @@ export async function cutEpoch(
     return pass;
   };
   const preCopy = async () => {
-    let pass = await collect({});
-    if (pass.copiedPages > SECOND_PASS_PAGES) pass = await collect({});
-    for (let passes = 2; passes < DISK_PASSES_MAX && pass.diskPages > DISK_PASS_PAGES; passes++)
-      pass = await collect({});
+    for (let pass = 1; pass <= DISK_PASSES_MAX; pass++) {
+      const [{ copiedPages, diskPages }, flushMs] = await Promise.all([collect({}), flushDisks()]);
+      const memoryIsLeft = pass === 1 && copiedPages > SECOND_PASS_PAGES;
+      if (!memoryIsLeft && diskPages <= DISK_PASS_PAGES && flushMs <= QUICK_FLUSH_MS) break;
+    }
   };
   /** Stops the guest for the last pass. @returns null when more than `pagesMax` was left: the guest runs again */
   const pause = async (pagesMax?: number) => {
@@ -125,7 +130,7 @@ export async function cutEpoch(
     return complete ? cut : null;
   };
   try {
-    await flushDisks();
+    if (quiet) await flushDisks();
     let cut = quiet && !keepStopped ? await pause(SURPRISE_PAGES_MAX) : null;
     if (cut === null) {
       await preCopy();

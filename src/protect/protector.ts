@@ -116,8 +116,8 @@ export class Protector {
   private scrubDueMs = 0;
   /** What the last epoch said of the VM. */
   private quiet: boolean;
-  /** The last epoch has something of a disk. */
-  private writesDisks = false;
+  /** The last epoch has something of a disk; before the first one nobody knows. */
+  private writesDisks = true;
   private settleFirst!: () => void;
   /** Resolves when the first epoch is committed, or will not be. What can wait gives way to it: somebody may wait for it. */
   readonly firstEpoch = new Promise<void>((resolve) => {
@@ -330,9 +330,7 @@ export class Protector {
   /** @param running null for a last epoch that leaves the guest stopped */
   private cut(running: { output: OutputHold | null } | null): Promise<CutEpoch> {
     const { primary, disks } = this.options;
-    const flush = async () => {
-      if (this.writesDisks) await disks?.flush();
-    };
+    const flush = async () => (this.writesDisks && disks !== undefined ? disks.flush() : 0);
     if (running === null) return cutEpoch(primary, this.source, true, () => {}, false, null, flush);
     const notePause = (paused: boolean) => this.notePause(paused);
     return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, flush);
