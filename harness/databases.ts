@@ -100,9 +100,10 @@ export class Databases {
 
   /**
    * After a promotion: both databases are sound, read from the disk, and have everything from before its epoch was cut.
+   * @param strict what a client was told is committed: Redis has all of it
    * @returns what is wrong; empty when nothing is
    */
-  async check(promotion: Pick<PromotionView, 'cutAtNs'>): Promise<string[]> {
+  async check(promotion: Pick<PromotionView, 'cutAtNs'>, strict = false): Promise<string[]> {
     const cutAtNs = BigInt(promotion.cutAtNs);
     const wrong: string[] = [];
     const must = async (what: string, command: string) => {
@@ -111,7 +112,8 @@ export class Databases {
     };
     const newest = (list: { number: number; atNs: bigint }[]) =>
       list.findLast(({ atNs }) => atNs < cutAtNs)?.number ?? 0;
-    const [sql, kv] = [newest(this.committed), this.written.filter(({ atNs }) => atNs < cutAtNs)];
+    const sql = newest(this.committed);
+    const kv = this.written.filter(({ atNs }) => strict || atNs < cutAtNs);
     // Those that were rolled back may be written anew with other numbers heard since.
     this.committed = this.committed.filter(({ atNs }) => atNs < cutAtNs);
     this.written = kv;
