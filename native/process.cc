@@ -43,7 +43,7 @@ ControlPage::ControlPage(size_t ramBytes, const std::vector<int>& disks)
   for (size_t i = 0; i < disks.size(); i++) {
     struct stat st;
     if (fstat(disks[i], &st) != 0) throw ErrnoFailure(errno, "fstat", "a disk");
-    page()->disks[i] = {st.st_dev, st.st_ino};
+    page()->disk_files[i] = {st.st_dev, st.st_ino};
   }
   // Not blocking, for the shim as for us: the pipe is only ever looked at.
   if (pipe2(lifeline_, O_CLOEXEC | O_NONBLOCK) != 0) throw ErrnoFailure(errno, "pipe2", "lifeline");

@@ -190,6 +190,7 @@ void DiskCapture::EachMark(const Visit& visit) {
 
 void DiskCapture::Reset() {
   captured_.clear();
+  if (placeOf_.size() > kWarmPages) placeOf_ = {};
   placeOf_.clear();
   slotsUsed_ = 0;
   if (blocks_.size() > kWarmBlocks) blocks_.resize(kWarmBlocks);

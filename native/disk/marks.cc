@@ -69,7 +69,9 @@ void DiskMarks::Clear() {
 size_t DiskMarks::Count(size_t enough) const {
   size_t count = 0;
   for (size_t chunk = 0; chunk * kChunkWords < words() && count <= enough; chunk++) {
-    if ((Load(disk_->written.chunks[chunk / 64]) >> chunk % 64 & 1) == 0) continue;
+    const uint64_t chunks = Load(disk_->written.chunks[chunk / 64]);
+    if (chunks == 0) chunk |= 63;
+    if ((chunks >> chunk % 64 & 1) == 0) continue;
     const size_t end = std::min(words(), (chunk + 1) * kChunkWords);
     for (size_t word = chunk * kChunkWords; word < end; word++)
       count += static_cast<size_t>(__builtin_popcountll(Load(disk_->written.pages[word]) & ValidBits(word)));
@@ -88,10 +90,9 @@ std::vector<DiskMarks::Run> DiskMarks::Take() {
   for (size_t chunk = 0; chunk * kChunkWords < words(); chunk++) {
     uint64_t& chunks = disk_->written.chunks[chunk / 64];
     const uint64_t bit = uint64_t{1} << chunk % 64;
-    if ((Load(chunks) & bit) == 0) {
-      if (Load(chunks) == 0) chunk |= 63;
-      continue;
-    }
+    const uint64_t before = Load(chunks);
+    if (before == 0) chunk |= 63;
+    if ((before & bit) == 0) continue;
     Unset(chunks, bit);
     const size_t end = std::min(words(), (chunk + 1) * kChunkWords);
     for (size_t word = chunk * kChunkWords; word < end; word++) {

@@ -72,7 +72,7 @@ struct shadowvm_control {
   struct {
     uint64_t device;  // as fstat() tells: QEMU may have it open under several numbers
     uint64_t inode;
-  } disks[SHADOWVM_DISKS_MAX];
+  } disk_files[SHADOWVM_DISKS_MAX];
   // The state of the disks since which everything that was written is marked.
   uint64_t marks_epoch;    // SHADOWVM_NO_MARKS: unknown
   char marks_image[32];    // its image's id

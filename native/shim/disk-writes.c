@@ -43,7 +43,7 @@ static void note(int fd, off64_t offset, uint64_t bytes) {
   if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
     struct shadowvm_disk *disks = (struct shadowvm_disk *)((char *)watched + watched->disks_offset);
     for (uint32_t i = 0; i < watched->disk_count; i++) {
-      if (st.st_ino != watched->disks[i].inode || st.st_dev != watched->disks[i].device) continue;
+      if (st.st_ino != watched->disk_files[i].inode || st.st_dev != watched->disk_files[i].device) continue;
       const uint64_t first = (uint64_t)offset / PAGE_BYTES;
       const uint64_t end = ((uint64_t)offset + bytes + PAGE_BYTES - 1) / PAGE_BYTES;
       if (end <= SHADOWVM_DISK_PAGES_MAX) mark(&disks[i].written, first, end);

@@ -19,8 +19,10 @@ export interface DiskProtectionOptions {
   cache: DiskCache;
   /** Opens the primary's file of a disk. */
   openPrimary: (name: string) => number;
-  /** Opens the files that the shadow is to have as its disks; nobody else uses them any more. */
+  /** Opens the files that the shadow is to have as its disks. */
   openTwins: () => DiskTwin[];
+  /** Nobody else uses them any more: a primary that was killed may still be in the middle of a write. */
+  twinsFree: Promise<void>;
   /** A file of the shadow can not be written; told once, and again when it could be in between. */
   onTwinTrouble: (why: string) => void;
 }
@@ -37,8 +39,13 @@ export class DiskProtection {
   private leftPages = Number.POSITIVE_INFINITY;
   private troubled = '';
   private retryAtMs = 0;
+  private free = false;
 
-  constructor(private readonly options: DiskProtectionOptions) {}
+  constructor(private readonly options: DiskProtectionOptions) {
+    void options.twinsFree.then(() => {
+      this.free = true;
+    });
+  }
 
   /** Once, before the first epoch. @throws native failures */
   async attach(source: EpochSource): Promise<void> {
@@ -64,7 +71,7 @@ export class DiskProtection {
   /** Compares a little more of the shadow's files with the image. Their failure is no reason to end the epochs. */
   async advance(source: EpochSource): Promise<void> {
     const nowMs = Date.now();
-    if (this.options.places.length === 0 || nowMs < this.retryAtMs) return;
+    if (this.options.places.length === 0 || !this.free || nowMs < this.retryAtMs) return;
     // A commit begins those anew that it could not write.
     const failed = this.twins.map((twin) => twin.failure()).find((why) => why !== '');
     if (this.leftPages === 0 && failed === undefined) return;
@@ -84,6 +91,7 @@ export class DiskProtection {
   /** Before the shadow runs: its files are what the image holds. @throws what keeps them from that */
   async complete(source: EpochSource): Promise<void> {
     if (this.options.places.length === 0) return;
+    await this.options.twinsFree;
     this.open();
     while ((await source.advanceTwins(this.twins, 16 * SLICE_PAGES)) > 0);
   }
