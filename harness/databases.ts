@@ -15,6 +15,7 @@ export const DATABASE_IMAGE = 'databases';
 export const DATABASE_PACKAGES = ['e2fsprogs', 'redis-server', 'sqlite3', 'xfsprogs'];
 const REDIS_PORT = 6380;
 const DISK_BYTES = 320 * MIB;
+const GOES_ON_TIMEOUT_MS = 30_000;
 
 /** A VM for these databases. */
 export function databaseSpec(name: string): VmSpecInput {
@@ -125,7 +126,16 @@ export class Databases {
     );
     await must('a file system has gone read-only', 'touch /sql/x /kv/x && rm /sql/x /kv/x');
     wrong.push(...(await this.checkRedis(kv.map(({ number }) => number))));
+    if (!(await this.goesOn())) wrong.push('SQLite commits nothing any more');
     return wrong;
+  }
+
+  /** What is not written can not be lost. */
+  private async goesOn(): Promise<boolean> {
+    const before = this.committed.at(-1);
+    for (const untilMs = Date.now() + GOES_ON_TIMEOUT_MS; Date.now() < untilMs; await sleep(20))
+      if (this.committed.at(-1) !== before) return true;
+    return false;
   }
 
   /** Redis is killed and has to read its file anew. */
