@@ -15,6 +15,7 @@ export const DATABASE_IMAGE = 'databases';
 export const DATABASE_PACKAGES = ['e2fsprogs', 'redis-server', 'sqlite3', 'xfsprogs'];
 const REDIS_PORT = 6380;
 const DISK_BYTES = 320 * MIB;
+const GOES_ON_TIMEOUT_MS = 30_000;
 
 /** A VM for these databases. */
 export function databaseSpec(name: string): VmSpecInput {
@@ -100,9 +101,10 @@ export class Databases {
 
   /**
    * After a promotion: both databases are sound, read from the disk, and have everything from before its epoch was cut.
+   * @param strict what a client was told is committed: Redis has all of it
    * @returns what is wrong; empty when nothing is
    */
-  async check(promotion: Pick<PromotionView, 'cutAtNs'>): Promise<string[]> {
+  async check(promotion: Pick<PromotionView, 'cutAtNs'>, strict = false): Promise<string[]> {
     const cutAtNs = BigInt(promotion.cutAtNs);
     const wrong: string[] = [];
     const must = async (what: string, command: string) => {
@@ -111,7 +113,8 @@ export class Databases {
     };
     const newest = (list: { number: number; atNs: bigint }[]) =>
       list.findLast(({ atNs }) => atNs < cutAtNs)?.number ?? 0;
-    const [sql, kv] = [newest(this.committed), this.written.filter(({ atNs }) => atNs < cutAtNs)];
+    const sql = newest(this.committed);
+    const kv = this.written.filter(({ atNs }) => strict || atNs < cutAtNs);
     // Those that were rolled back may be written anew with other numbers heard since.
     this.committed = this.committed.filter(({ atNs }) => atNs < cutAtNs);
     this.written = kv;
@@ -123,7 +126,16 @@ export class Databases {
     );
     await must('a file system has gone read-only', 'touch /sql/x /kv/x && rm /sql/x /kv/x');
     wrong.push(...(await this.checkRedis(kv.map(({ number }) => number))));
+    if (!(await this.goesOn())) wrong.push('SQLite commits nothing any more');
     return wrong;
+  }
+
+  /** What is not written can not be lost. */
+  private async goesOn(): Promise<boolean> {
+    const before = this.committed.at(-1);
+    for (const untilMs = Date.now() + GOES_ON_TIMEOUT_MS; Date.now() < untilMs; await sleep(20))
+      if (this.committed.at(-1) !== before) return true;
+    return false;
   }
 
   /** Redis is killed and has to read its file anew. */

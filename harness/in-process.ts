@@ -48,6 +48,18 @@ export class InProcessManager {
     });
   }
 
+  /** In strict mode from now on. */
+  async makeStrict(name: string): Promise<void> {
+    await this.port.changeMode(name, 'strict');
+    await this.until(`strict mode of ${name}`, () => this.port.showVm(name).strict === 'active');
+  }
+
+  /** Nothing that a VM in strict mode sent has left before it was committed: it was never suspended. */
+  wasStrict(name: string): boolean {
+    const suspended = this.events.list({ vm: name }).some(({ type }) => type === 'strict.suspended');
+    return this.port.showVm(name).strict !== null && !suspended;
+  }
+
   /** Resolves with the next promotion that ends from now on. */
   async nextPromotion(name: string): Promise<PromotionView> {
     const event = await this.nextEvent(name, 'promotion.done');

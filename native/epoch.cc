@@ -18,9 +18,6 @@ constexpr size_t kStagingPagesMin = 128;
 constexpr uint32_t kNoSlot = UINT32_MAX;
 // 4 MiB with each epoch: a commit stays short while a standby fills.
 constexpr size_t kFillPagesPerCommit = 1024;
-// 32 MiB of an epoch's disk pages are kept until it is committed: its record is out of the page cache by then.
-constexpr size_t kKeptDiskPagesMax = 8192;
-constexpr uint32_t kNotKept = UINT32_MAX;
 
 static int64_t ClockNs(clockid_t clock) {
   struct timespec t;
@@ -63,6 +60,7 @@ EpochBuffer::EpochBuffer(std::shared_ptr<SharedMemory> source, std::shared_ptr<C
       pages_(source_->bytes / kPageBytes),
       capturedOf_(pages_),
       pending_(pages_),
+      record_([this](size_t page, uint64_t hash, const uint8_t* content) { Add(page, hash, content); }),
       slotsWarm_(std::max(kStagingPagesMin, pages_ / kStagingDivisor)) {
   if (image_->pages() != pages_) throw Failure{"ERR_SIZE", "epoch", "shadow image and primary differ in RAM size"};
   void* area = mmap(nullptr, source_->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -123,8 +121,9 @@ PassStats EpochBuffer::Collect(const ScanOptions& options) {
     CollectByChecksum(&stats);
   CollectPending(&stats);
   if (options.urgent && scan.complete) CollectSuspects(&stats);
-  ThrowUnlessAlive();
   if (noRoom_) throw *noRoom_;
+  if (disks_ && scan.complete) scan.complete = CollectDisks(options, &stats);
+  ThrowUnlessAlive();
   stats.complete = scan.complete;
   stats.stagedPages = captured_.size();
   stopwatch.Stop(&stats);
@@ -271,13 +270,17 @@ void EpochBuffer::Record(Captured& captured) {
   if (!captured.hashed) captured.hash = image_->HashOf(content);
   captured.hashed = true;
   captured.slot = kNoSlot;
+  Add(captured.page, captured.hash, content);
+}
+
+void EpochBuffer::Add(size_t page, uint64_t hash, const uint8_t* content) {
   if (!recording_) image_->Begin();
   recording_ = true;
-  image_->Add(captured.page, captured.hash, content);
+  image_->Add(page, hash, content);
 }
 
 EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes,
-                               const Resident* resident, const EpochDisks& disks) {
+                               const Resident* resident, const DiskTwins& twins) {
   if (!synced_) throw Failure{"ERR_NOT_SYNCED", "commit", "the primary was not compared with its shadow yet"};
   if (resident != nullptr && resident->ram->bytes != source_->bytes)
     throw Failure{"ERR_SIZE", "commit", "shadow and primary differ in RAM size"};
@@ -296,11 +299,7 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
     stats.droppedPages = captured_.size() - stats.changedPages;
     if (!recording_) image_->Begin();
     recording_ = true;
-    for (const auto& receiver : disks.receivers)
-      receiver->Drain([&](size_t page, const uint8_t* content) {
-        RecordDisk(receiver->firstPage() + page, content, !disks.twins.empty());
-      });
-    stats.diskPages = diskPages_.size();
+    if (disks_) stats.diskPages = disks_->RecordAll(record_);
     const EpochMeta meta = {image_->LastEpoch() + 1, image_->HeadEpoch(), cut.generation, cut.wallMs, cut.monotonicNs};
     stats.storedBytes = image_->Commit(meta, deviceState, deviceBytes).storedBytes;
     recording_ = false;
@@ -309,7 +308,7 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
     Abort();
     throw;
   }
-  ApplyToTwins(disks);
+  if (disks_) disks_->Committed(twins);
   if (resident != nullptr) Refresh(*resident);
   ResetStaging();
   stopwatch.Stop(&stats);
@@ -318,38 +317,35 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
 
 // ---- Disks ----
 
-void EpochBuffer::RecordDisk(size_t page, const uint8_t* content, bool keep) {
-  static const uint8_t zeros[kPageBytes] = {};
-  const uint64_t hash = content != nullptr ? image_->HashOf(content) : image_->ZeroHash();
-  // The image drops what it has; a damaged page it takes again.
-  image_->Add(page, hash, content != nullptr ? content : zeros);
-  if (hash == image_->PageHash(page)) return;
-  const uint32_t kept = static_cast<uint32_t>(keptDiskPages_.size() / kPageBytes);
-  diskPages_.push_back({static_cast<uint32_t>(page), keep && kept < kKeptDiskPagesMax ? kept : kNotKept});
-  if (diskPages_.back().kept == kNotKept) return;
-  if (content == nullptr) content = zeros;
-  keptDiskPages_.insert(keptDiskPages_.end(), content, content + kPageBytes);
+void EpochBuffer::AttachDisks(const std::vector<CapturedDisk>& disks, bool known) {
+  const LowPriority behind;
+  disks_ = std::make_unique<DiskCapture>(control_, image_, disks);
+  if (known) return;
+  try {
+    disks_->Compare(record_);
+  } catch (...) {
+    Abort();
+    disks_.reset();
+    throw;
+  }
 }
 
-// After the commit, and never before it: a twin is at the head, or behind it.
-void EpochBuffer::ApplyToTwins(const EpochDisks& disks) {
-  std::vector<uint8_t> content(kPageBytes);
-  for (const auto& twin : disks.twins)
-    for (const DiskPage& changed : diskPages_) {
-      if (changed.page < twin->firstPage() || changed.page - twin->firstPage() >= twin->pages()) continue;
-      const bool zero = image_->PageHash(changed.page) == image_->ZeroHash();
-      const uint8_t* from = keptDiskPages_.data() + size_t{changed.kept} * kPageBytes;
-      if (!zero && changed.kept == kNotKept) {
-        image_->ReadPage(changed.page, content.data());
-        from = content.data();
-      }
-      twin->Apply(changed.page - twin->firstPage(), zero ? nullptr : from);
-    }
+// False, and nothing is taken: there is more than the options allow for.
+bool EpochBuffer::CollectDisks(const ScanOptions& options, PassStats* stats) {
+  const size_t max = options.pagesMax;
+  if (options.urgent && max != 0 && stats->copiedPages + disks_->Count(max) > max) return false;
+  try {
+    stats->diskPages = disks_->Collect(options.urgent ? nullptr : &record_);
+  } catch (const Failure&) {
+    Abort();
+    throw;
+  }
+  return true;
 }
 
-uint64_t EpochBuffer::AdvanceTwins(const EpochDisks& disks, size_t pages) {
+uint64_t EpochBuffer::AdvanceTwins(const DiskTwins& twins, size_t pages) {
   uint64_t left = 0;
-  for (const auto& twin : disks.twins) {
+  for (const auto& twin : twins) {
     const size_t before = twin->left();
     if (pages > 0 && before > 0) twin->Advance(*image_, pages);
     pages -= std::min(pages, before - twin->left());
@@ -445,7 +441,7 @@ void EpochBuffer::FillSome(const Resident& resident) {
   if (fillOrder_.empty()) fillOrder_.shrink_to_fit();
 }
 
-void EpochBuffer::Rewind(uint64_t epoch, const Resident* resident, const EpochDisks& disks) {
+void EpochBuffer::Rewind(uint64_t epoch, const Resident* resident, const DiskTwins& twins) {
   Abort();
   std::vector<uint64_t> before;
   if (resident != nullptr) {
@@ -453,10 +449,10 @@ void EpochBuffer::Rewind(uint64_t epoch, const Resident* resident, const EpochDi
     for (size_t page = 0; page < pages_; page++) before[page] = image_->PageHash(page);
   }
   std::vector<std::vector<uint64_t>> disksBefore;
-  for (const auto& twin : disks.twins) disksBefore.push_back(twin->Hashes(*image_));
+  for (const auto& twin : twins) disksBefore.push_back(twin->Hashes(*image_));
   image_->Rewind(epoch);
   synced_ = false;  // what is given up now is reported no more
-  for (size_t i = 0; i < disks.twins.size(); i++) disks.twins[i]->Rewound(*image_, disksBefore[i]);
+  for (size_t i = 0; i < twins.size(); i++) twins[i]->Rewound(*image_, disksBefore[i]);
   if (resident == nullptr) return;
   for (size_t page = 0; page < pages_; page++)
     if (image_->PageHash(page) != before[page]) Evict(*resident, page);
@@ -466,7 +462,7 @@ size_t EpochBuffer::MemoryBytes() const {
   return capturedOf_.capacity() * sizeof capturedOf_[0] + captured_.capacity() * sizeof captured_[0] +
          pending_.capacity() / 8 + fillOrder_.capacity() * sizeof fillOrder_[0] +
          fillQueued_.capacity() / 8 +
-         suspects_.capacity() * sizeof suspects_[0] + slotsTouched_ * kPageBytes;
+         suspects_.capacity() * sizeof suspects_[0] + slotsTouched_ * kPageBytes + (disks_ ? disks_->MemoryBytes() : 0);
 }
 
 void EpochBuffer::Abort() {
@@ -474,16 +470,13 @@ void EpochBuffer::Abort() {
   anyPending_ = anyPending_ || !captured_.empty();
   if (recording_) image_->Abandon();
   recording_ = false;
+  if (disks_) disks_->GiveBack();
   ResetStaging();
 }
 
 void EpochBuffer::ResetStaging() {
   for (const Captured& captured : captured_) capturedOf_[captured.page] = 0;
   captured_.clear();
-  diskPages_.clear();
-  keptDiskPages_.clear();
-  if (keptDiskPages_.capacity() > slotsWarm_ * kPageBytes) keptDiskPages_.shrink_to_fit();
-  if (diskPages_.capacity() > 4 * slotsWarm_) diskPages_.shrink_to_fit();
   if (captured_.capacity() > 4 * slotsWarm_) captured_.shrink_to_fit();
   slotsTouched_ = std::min(slotsWarm_, std::max(slotsTouched_, slotsUsed_));
   // What a pause took beyond the usual goes back to the host.

@@ -6,8 +6,7 @@
 #include <vector>
 
 #include "checksum.h"
-#include "disk/receiver.h"
-#include "disk/twin.h"
+#include "disk/capture.h"
 #include "image/shadow_image.h"
 #include "memory.h"
 #include "page_states.h"
@@ -18,6 +17,7 @@ struct PassStats {
   uint64_t scannedPages = 0;   // looked at: reported as written, or checksummed
   uint64_t stagedPages = 0;    // of this epoch so far
   uint64_t copiedPages = 0;    // copied by this pass
+  uint64_t diskPages = 0;      // of disks, copied by this pass as well
   uint64_t repairedPages = 0;  // differed from the shadow although nobody had reported them as written
   bool complete = true;        // false: there may be more written pages than ScanOptions allowed for
   int64_t ns = 0;
@@ -48,11 +48,7 @@ struct Resident {
   double share;  // of the RAM that is to be resident, 0 to 1
 };
 
-// The disks of an epoch: where the changed blocks come from, and the files that are to follow the image.
-struct EpochDisks {
-  std::vector<std::shared_ptr<DiskReceiver>> receivers;  // of those that were written since the last epoch
-  std::vector<std::shared_ptr<DiskTwin>> twins;
-};
+using DiskTwins = std::vector<std::shared_ptr<DiskTwin>>;
 
 // When an epoch was cut.
 struct EpochCut {
@@ -83,19 +79,22 @@ class EpochBuffer {
   PassStats Sync();
   // Instead of Sync(): the memory was filled from the image, and every write since is still to be reported.
   void Follow();
+  // The disks of the primary, which are part of all epochs from here on. Unless it is `known` that everything is marked which
+  // the image does not hold, they are compared with it, while the guest runs.
+  void AttachDisks(const std::vector<CapturedDisk>& disks, bool known);
   // Urgent: the guest stands still, and nothing is compressed meanwhile. The options matter to a tracker only: checksums
   // are always of all pages, by one thread.
   PassStats Collect(const ScanOptions& options);
   // Throws what the image throws (no space, full), with the image as it was and the pages left for the next epoch.
-  // Waits for the disks' blocks to come: memory, devices and disks are in one record, or nothing is. ERR_DISK_LOST.
+  // Memory, devices and disks are in one record, or nothing is. The twins are files that follow the image.
   EpochStats Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes, const Resident* resident,
-                    const EpochDisks& disks);
+                    const DiskTwins& twins);
   void Abort();
   // The image goes back to an epoch, and the resident pages and the twins of its disks with it. Throws ERR_NO_EPOCH, with
   // nothing changed.
-  void Rewind(uint64_t epoch, const Resident* resident, const EpochDisks& disks);
+  void Rewind(uint64_t epoch, const Resident* resident, const DiskTwins& twins);
   // Brings twins that are not complete further; returns how many pages are left.
-  uint64_t AdvanceTwins(const EpochDisks& disks, size_t pages);
+  uint64_t AdvanceTwins(const DiskTwins& twins, size_t pages);
   // Compares pages with the image, from `firstPage` on, and wraps around at the end. What differs and was not written is
   // repaired by the next epoch.
   ScrubStats Scrub(size_t firstPage, size_t count);
@@ -123,8 +122,8 @@ class EpochBuffer {
   uint64_t LastHash(size_t page) const;
   void SpillWhenFull();
   void Record(Captured& captured);
-  void RecordDisk(size_t page, const uint8_t* content, bool keep);
-  void ApplyToTwins(const EpochDisks& disks);
+  bool CollectDisks(const ScanOptions& options, PassStats* stats);
+  void Add(size_t page, uint64_t hash, const uint8_t* content);
   void Refresh(const Resident& resident);
   void FillSome(const Resident& resident);
   void QueueFill(size_t page);
@@ -152,13 +151,8 @@ class EpochBuffer {
   bool anyPending_ = false;
   std::vector<uint32_t> suspects_;
 
-  // Pages of disks that this epoch changes. Their contents are kept up to a bound; what is beyond it is read back.
-  struct DiskPage {
-    uint32_t page;
-    uint32_t kept;  // its place in keptDiskPages_, or kNotKept
-  };
-  std::vector<DiskPage> diskPages_;
-  std::vector<uint8_t> keptDiskPages_;
+  std::unique_ptr<DiskCapture> disks_;  // null: it has none
+  const DiskCapture::Record record_;
 
   // The filling of the waiting QEMU that a commit saw last.
   std::shared_ptr<ControlPage> filled_;

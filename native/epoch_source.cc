@@ -16,6 +16,7 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
  private:
   Napi::Value Sync(const Napi::CallbackInfo& info);
   Napi::Value Follow(const Napi::CallbackInfo& info);
+  Napi::Value AttachDisks(const Napi::CallbackInfo& info);
   Napi::Value Collect(const Napi::CallbackInfo& info);
   Napi::Value Commit(const Napi::CallbackInfo& info);
   Napi::Value Rewind(const Napi::CallbackInfo& info);
@@ -50,6 +51,7 @@ static Napi::Object ToObject(Napi::Env env, const PassStats& stats) {
   result.Set("scannedPages", static_cast<double>(stats.scannedPages));
   result.Set("stagedPages", static_cast<double>(stats.stagedPages));
   result.Set("copiedPages", static_cast<double>(stats.copiedPages));
+  result.Set("diskPages", static_cast<double>(stats.diskPages));
   result.Set("repairedPages", static_cast<double>(stats.repairedPages));
   result.Set("complete", stats.complete);
   result.Set("ms", static_cast<double>(stats.ns) / 1e6);
@@ -66,25 +68,20 @@ static std::shared_ptr<Resident> ResidentArgument(Napi::Value value) {
       Resident{GuestRam::From(waiting.Get("ram")), QemuControl::From(waiting.Get("control")), share});
 }
 
-// {receivers: DiskReceiver[], twins: DiskTwin[]}; nothing for a VM without disks.
-static EpochDisks DisksArgument(Napi::Value value) {
-  EpochDisks disks;
-  if (!value.IsObject()) return disks;
-  const auto each = [&](const char* name, const auto& take) {
-    const Napi::Value list = value.As<Napi::Object>().Get(name);
-    if (!list.IsArray()) throw MakeTypeError(value.Env(), "EpochSource", "{receivers: DiskReceiver[], twins: DiskTwin[]}");
-    const auto array = list.As<Napi::Array>();
-    for (uint32_t i = 0; i < array.Length(); i++) take(array.Get(i));
-  };
-  each("receivers", [&](Napi::Value item) { disks.receivers.push_back(DiskReceiverObject::From(item)); });
-  each("twins", [&](Napi::Value item) { disks.twins.push_back(DiskTwinObject::From(item)); });
-  return disks;
+// DiskTwin[]; nothing for a VM without disks.
+static DiskTwins TwinsArgument(Napi::Value value) {
+  DiskTwins twins;
+  if (!value.IsArray()) return twins;
+  const auto array = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); i++) twins.push_back(DiskTwinObject::From(array.Get(i)));
+  return twins;
 }
 
 void EpochSource::Register(Napi::Env env, Napi::Object exports) {
   exports.Set("EpochSource",
               DefineClass(env, "EpochSource",
                           {InstanceMethod<&EpochSource::Sync>("sync"), InstanceMethod<&EpochSource::Follow>("follow"),
+                           InstanceMethod<&EpochSource::AttachDisks>("attachDisks"),
                            InstanceMethod<&EpochSource::Collect>("collect"),
                            InstanceMethod<&EpochSource::Commit>("commit"), InstanceMethod<&EpochSource::Scrub>("scrub"),
                            InstanceMethod<&EpochSource::Rewind>("rewind"),
@@ -150,6 +147,27 @@ Napi::Value EpochSource::Follow(const Napi::CallbackInfo& info) {
   });
 }
 
+// attachDisks([{fd, firstPage, bytes}], known)
+Napi::Value EpochSource::AttachDisks(const Napi::CallbackInfo& info) {
+  return Run(info.Env(), [&] {
+    const char* const usage = "attachDisks([{fd, firstPage, bytes}], known)";
+    if (!info[0].IsArray()) throw MakeTypeError(info.Env(), "attachDisks", usage);
+    std::vector<CapturedDisk> disks;
+    for (uint32_t i = 0; i < info[0].As<Napi::Array>().Length(); i++) {
+      const Napi::Object disk = info[0].As<Napi::Array>().Get(i).ToObject();
+      const auto number = [&](const char* name, double max) {
+        return WholeNumber(disk.Get(name), 0, max, "attachDisks", usage);
+      };
+      disks.push_back({static_cast<int>(number("fd", INT_MAX)), static_cast<size_t>(number("firstPage", UINT32_MAX)),
+                       static_cast<size_t>(number("bytes", 9007199254740991.0)) / kPageBytes});
+    }
+    return [buffer = buffer_, disks, known = info[1].ToBoolean().Value()]() -> Worker::Finish {
+      buffer->AttachDisks(disks, known);
+      return [](Napi::Env env) { return env.Undefined(); };
+    };
+  });
+}
+
 // collect({urgent?: boolean, pagesMax?: number})
 Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
@@ -169,7 +187,7 @@ Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
 }
 
 // commit({generation, cutAtWallMs, cutAtNs: bigint}, deviceState: Buffer, resident: {ram, control, share} | null,
-//        disks: {receivers, twins})
+//        twins: DiskTwin[])
 Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
     Napi::Env env = info.Env();
@@ -187,31 +205,31 @@ Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
     const auto device = info[1].As<Napi::Buffer<uint8_t>>();
     std::vector<uint8_t> deviceState(device.Data(), device.Data() + device.Length());
     return [buffer = buffer_, cut, deviceState = std::move(deviceState),
-            resident = ResidentArgument(info[2]), disks = DisksArgument(info[3])]() -> Worker::Finish {
-      const EpochStats stats = buffer->Commit(cut, deviceState.data(), deviceState.size(), resident.get(), disks);
+            resident = ResidentArgument(info[2]), twins = TwinsArgument(info[3])]() -> Worker::Finish {
+      const EpochStats stats = buffer->Commit(cut, deviceState.data(), deviceState.size(), resident.get(), twins);
       return [stats](Napi::Env env) { return ToObject(env, stats); };
     };
   });
 }
 
-// rewind(epoch, resident: {ram, control, share} | null, disks: {receivers, twins})
+// rewind(epoch, resident: {ram, control, share} | null, twins: DiskTwin[])
 Napi::Value EpochSource::Rewind(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
     const auto epoch = static_cast<uint64_t>(WholeNumber(info[0], 1, 9007199254740991.0, "rewind", "rewind(epoch)"));
     return [buffer = buffer_, epoch, resident = ResidentArgument(info[1]),
-            disks = DisksArgument(info[2])]() -> Worker::Finish {
-      buffer->Rewind(epoch, resident.get(), disks);
+            twins = TwinsArgument(info[2])]() -> Worker::Finish {
+      buffer->Rewind(epoch, resident.get(), twins);
       return [](Napi::Env env) { return env.Undefined(); };
     };
   });
 }
 
-// advanceTwins({receivers, twins}, pages): how many pages are left to compare
+// advanceTwins(twins, pages): how many pages are left to compare
 Napi::Value EpochSource::AdvanceTwins(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
-    const auto pages = static_cast<size_t>(WholeNumber(info[1], 0, UINT32_MAX, "advanceTwins", "advanceTwins(disks, pages)"));
-    return [buffer = buffer_, pages, disks = DisksArgument(info[0])]() -> Worker::Finish {
-      const uint64_t left = buffer->AdvanceTwins(disks, pages);
+    const auto pages = static_cast<size_t>(WholeNumber(info[1], 0, UINT32_MAX, "advanceTwins", "advanceTwins(twins, pages)"));
+    return [buffer = buffer_, pages, twins = TwinsArgument(info[0])]() -> Worker::Finish {
+      const uint64_t left = buffer->AdvanceTwins(twins, pages);
       return [left](Napi::Env env) { return Napi::Number::New(env, static_cast<double>(left)); };
     };
   });

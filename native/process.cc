@@ -4,11 +4,14 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
+#include <cstring>
 
 #include "addon.h"
 #include "descriptor.h"
@@ -25,20 +28,38 @@ static size_t ControlBytes(size_t ramBytes) {
   return SHADOWVM_CONTROL_BYTES + (pages + kPageBytes - 1) / kPageBytes * kPageBytes;
 }
 
-ControlPage::ControlPage(std::shared_ptr<SharedMemory> memory) : memory_(std::move(memory)) {}
+ControlPage::ControlPage(std::shared_ptr<SharedMemory> memory, size_t disksOffset)
+    : memory_(std::move(memory)), disksOffset_(disksOffset) {}
 
-ControlPage::ControlPage(size_t ramBytes)
-    : ControlPage(std::make_shared<SharedMemory>("shadowvm-control", ControlBytes(ramBytes))) {
+ControlPage::ControlPage(size_t ramBytes, const std::vector<int>& disks)
+    : ControlPage(std::make_shared<SharedMemory>("shadowvm-control",
+                                                 ControlBytes(ramBytes) + disks.size() * sizeof(shadowvm_disk)),
+                  ControlBytes(ramBytes)) {
   page()->magic = SHADOWVM_CONTROL_MAGIC;
   page()->uffd = -1;
+  page()->disks_offset = disksOffset_;
+  page()->disk_count = static_cast<uint32_t>(disks.size());
+  page()->marks_epoch = SHADOWVM_NO_MARKS;
+  for (size_t i = 0; i < disks.size(); i++) {
+    struct stat st;
+    if (fstat(disks[i], &st) != 0) throw ErrnoFailure(errno, "fstat", "a disk");
+    page()->disk_files[i] = {st.st_dev, st.st_ino};
+  }
   // Not blocking, for the shim as for us: the pipe is only ever looked at.
   if (pipe2(lifeline_, O_CLOEXEC | O_NONBLOCK) != 0) throw ErrnoFailure(errno, "pipe2", "lifeline");
 }
 
 std::shared_ptr<ControlPage> ControlPage::Adopt(int pid) {
-  std::shared_ptr<ControlPage> control(new ControlPage(SharedMemory::Take(pid, SHADOWVM_FD_CONTROL)));
-  if (control->memory_->bytes <= SHADOWVM_CONTROL_BYTES || control->page()->magic != SHADOWVM_CONTROL_MAGIC)
-    throw Failure{"ERR_NOT_CONTROL", "mmap", "the process has no control page of this version"};
+  const std::shared_ptr<SharedMemory> memory = SharedMemory::Take(pid, SHADOWVM_FD_CONTROL);
+  const auto* page = reinterpret_cast<const shadowvm_control*>(memory->base);
+  const auto isControl = [&] {
+    if (memory->bytes <= SHADOWVM_CONTROL_BYTES || page->magic != SHADOWVM_CONTROL_MAGIC) return false;
+    const size_t disks = page->disk_count * sizeof(shadowvm_disk);
+    return page->disk_count <= SHADOWVM_DISKS_MAX && page->disks_offset > SHADOWVM_CONTROL_BYTES &&
+           page->disks_offset % kPageBytes == 0 && page->disks_offset + disks == memory->bytes;
+  };
+  if (!isControl()) throw Failure{"ERR_NOT_CONTROL", "mmap", "the process has no control page of this version"};
+  std::shared_ptr<ControlPage> control(new ControlPage(memory, page->disks_offset));
   control->lifeline_[0] = TakeDescriptor(pid, SHADOWVM_FD_LIFELINE);
   const std::string path = "/proc/self/fd/" + std::to_string(control->lifeline_[0]);
   control->lifeline_[1] = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK);
@@ -51,6 +72,18 @@ ControlPage::~ControlPage() {
   for (const int end : lifeline_)
     if (end >= 0) close(end);
 }
+
+// In an order that a death in the middle leaves unknown, and not wrong.
+void ControlPage::SetMarked(const std::string& imageId, uint64_t epoch) {
+  if (memcmp(page()->marks_image, imageId.data(), std::min(imageId.size(), sizeof page()->marks_image)) != 0) {
+    ForgetMarked();
+    memset(page()->marks_image, 0, sizeof page()->marks_image);
+    memcpy(page()->marks_image, imageId.data(), std::min(imageId.size(), sizeof page()->marks_image));
+  }
+  __atomic_store_n(&page()->marks_epoch, epoch, __ATOMIC_SEQ_CST);
+}
+
+void ControlPage::ForgetMarked() { __atomic_store_n(&page()->marks_epoch, SHADOWVM_NO_MARKS, __ATOMIC_SEQ_CST); }
 
 void ControlPage::Nudge() const {
   const char word = 0;
@@ -94,6 +127,7 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
                    InstanceAccessor<&QemuControl::LifelineFd>("lifelineFd"),
                    InstanceMethod<&QemuControl::Read>("read"),
                    InstanceMethod<&QemuControl::SetPausedForEpoch>("setPausedForEpoch"),
+                   InstanceMethod<&QemuControl::SetMarked>("setMarked"),
                    InstanceMethod<&QemuControl::MakeLazy>("makeLazy"),
                    InstanceMethod<&QemuControl::MayRead>("mayRead"),
                    InstanceMethod<&QemuControl::WatchDeath>("watchDeath"), InstanceMethod<&QemuControl::Close>("close")});
@@ -107,10 +141,17 @@ QemuControl::QemuControl(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Qemu
     control_ = *info[0].As<Napi::External<std::shared_ptr<ControlPage>>>().Data();
     return;
   }
-  const size_t ramBytes =
-      static_cast<size_t>(WholeNumber(info[0], kPageBytes, kRamBytesMax, "QemuControl", "QemuControl(ramBytes)"));
+  const char* const usage = "QemuControl(ramBytes, disks: number[])";
+  const size_t ramBytes = static_cast<size_t>(WholeNumber(info[0], kPageBytes, kRamBytesMax, "QemuControl", usage));
+  std::vector<int> disks;
+  if (info[1].IsArray()) {
+    const auto given = info[1].As<Napi::Array>();
+    if (given.Length() > SHADOWVM_DISKS_MAX) throw MakeTypeError(info.Env(), "QemuControl", usage);
+    for (uint32_t i = 0; i < given.Length(); i++)
+      disks.push_back(static_cast<int>(WholeNumber(given.Get(i), 0, INT_MAX, "QemuControl", usage)));
+  }
   try {
-    control_ = std::make_shared<ControlPage>(ramBytes);
+    control_ = std::make_shared<ControlPage>(ramBytes, disks);
   } catch (const Failure& f) {
     throw MakeError(info.Env(), f.code, f.syscall, f.message);
   }
@@ -150,7 +191,8 @@ Napi::Value QemuControl::LifelineFd(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Open(info.Env()).lifelineFd());
 }
 
-// read(): {alive, tracking, errorCode, ramBytes, lazy, filled, pausedForEpoch}; alive is null until the shim has reported.
+// read(): {alive, tracking, errorCode, ramBytes, lazy, filled, pausedForEpoch, marked: {imageId, epoch}}; alive is
+// null until the shim has reported, marked while it is not known.
 // lazy: the RAM is registered for missing pages, and needs a pager until it is filled.
 Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -166,6 +208,14 @@ Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
   result.Set("lazy", Napi::Boolean::New(env, control.page()->lazy != 0 && control.page()->uffd >= 0));
   result.Set("filled", Napi::Boolean::New(env, control.page()->filled != 0));
   result.Set("pausedForEpoch", Napi::Boolean::New(env, control.page()->paused_for_epoch != 0));
+  result.Set("marked", env.Null());
+  const uint64_t epoch = __atomic_load_n(&control.page()->marks_epoch, __ATOMIC_SEQ_CST);
+  if (epoch == SHADOWVM_NO_MARKS) return result;
+  Napi::Object marked = Napi::Object::New(env);
+  const char* const id = control.page()->marks_image;
+  marked.Set("imageId", Napi::String::New(env, id, strnlen(id, sizeof control.page()->marks_image)));
+  marked.Set("epoch", Napi::Number::New(env, static_cast<double>(epoch)));
+  result.Set("marked", marked);
   return result;
 }
 
@@ -174,6 +224,14 @@ void QemuControl::SetPausedForEpoch(const Napi::CallbackInfo& info) {
   if (!info[0].IsBoolean()) throw MakeTypeError(info.Env(), "qemuControl", "setPausedForEpoch(paused: boolean)");
   const uint32_t paused = info[0].As<Napi::Boolean>().Value() ? 1 : 0;
   __atomic_store_n(&Open(info.Env()).page()->paused_for_epoch, paused, __ATOMIC_RELEASE);
+}
+
+// setMarked(imageId, epoch): the disks are what this epoch holds, and were not written since.
+void QemuControl::SetMarked(const Napi::CallbackInfo& info) {
+  const char* const usage = "setMarked(imageId, epoch)";
+  if (!info[0].IsString()) throw MakeTypeError(info.Env(), "qemuControl", usage);
+  const int64_t epoch = WholeNumber(info[1], 0, 9007199254740991.0, "qemuControl", usage);
+  Open(info.Env()).SetMarked(info[0].As<Napi::String>(), static_cast<uint64_t>(epoch));
 }
 
 // makeLazy(): before the start of the process; its RAM will be filled on demand.

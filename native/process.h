@@ -5,7 +5,9 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include <napi.h>
 
@@ -15,8 +17,8 @@
 // The manager's side of a control page (see shim/control.h).
 class ControlPage {
  public:
-  // For a QEMU with so much RAM: the page states behind the page depend on it.
-  explicit ControlPage(size_t ramBytes);
+  // For a QEMU with so much RAM, on which the page states behind the page depend, and these open files as writable disks.
+  ControlPage(size_t ramBytes, const std::vector<int>& disks);
   // That of a QEMU that another manager started. Its shim knows from here on that there is a manager again.
   static std::shared_ptr<ControlPage> Adopt(int pid);
   ~ControlPage();
@@ -26,7 +28,12 @@ class ControlPage {
   shadowvm_control* page() const { return reinterpret_cast<shadowvm_control*>(memory_->base); }
   // One byte per page of RAM, an enum shadowvm_page; stateCount() of them.
   uint8_t* states() const { return memory_->base + SHADOWVM_CONTROL_BYTES; }
-  size_t stateCount() const { return memory_->bytes - SHADOWVM_CONTROL_BYTES; }
+  size_t stateCount() const { return disksOffset_ - SHADOWVM_CONTROL_BYTES; }
+  size_t diskCount() const { return (memory_->bytes - disksOffset_) / sizeof(shadowvm_disk); }
+  shadowvm_disk* disk(size_t i) const { return reinterpret_cast<shadowvm_disk*>(memory_->base + disksOffset_) + i; }
+  // Of which epoch of which image (its id) on everything that was written to the disks is marked.
+  void SetMarked(const std::string& imageId, uint64_t epoch);
+  void ForgetMarked();
   int fd() const { return memory_->fd; }
   // To hand to QEMU: the end of the pipe whose other end is ours for as long as we live.
   int lifelineFd() const { return lifeline_[0]; }
@@ -39,8 +46,9 @@ class ControlPage {
   bool dead() const { return (life() & FUTEX_OWNER_DIED) != 0; }
 
  private:
-  explicit ControlPage(std::shared_ptr<SharedMemory> memory);
+  ControlPage(std::shared_ptr<SharedMemory> memory, size_t disksOffset);
   const std::shared_ptr<SharedMemory> memory_;
+  const size_t disksOffset_;  // of our own: what QEMU writes into the page moves nothing
   int lifeline_[2] = {-1, -1};
 };
 
@@ -61,7 +69,7 @@ class DeathWatch {
   std::thread thread_;
 };
 
-// The JavaScript object QemuControl(ramBytes): the control page of one QEMU process. QemuControl.adopt(pid) for one that
+// The JavaScript object QemuControl(ramBytes, disks): the control page of one QEMU process. QemuControl.adopt(pid) for one that
 // runs already.
 class QemuControl : public Napi::ObjectWrap<QemuControl> {
  public:
@@ -74,6 +82,7 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
   Napi::Value Fd(const Napi::CallbackInfo& info);
   Napi::Value LifelineFd(const Napi::CallbackInfo& info);
   void SetPausedForEpoch(const Napi::CallbackInfo& info);
+  void SetMarked(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);
   void MakeLazy(const Napi::CallbackInfo& info);
   Napi::Value MayRead(const Napi::CallbackInfo& info);

@@ -16,6 +16,8 @@ export interface DisksOptions {
 
 export interface DisksResult {
   rounds: number;
+  /** Of those, in strict mode: nothing that a client was told may be missing. */
+  strictRounds: number;
   sqliteTransactions: number;
   redisWrites: number;
   resumeMs: Distribution;
@@ -35,13 +37,14 @@ export async function soakDisks(options: DisksOptions): Promise<DisksResult> {
   const failures: DisksResult['failures'] = [];
   const [resumeMs, lagMs, pauseMs]: [number[], number[], number[]] = [[], [], []];
   let databases: Databases | null = null;
-  let round = 0;
+  let [round, strictRounds] = [0, 0];
   try {
     await manager.runVm({ ...databaseSpec(VM), shadow: { kind: 'always' } });
     databases = await Databases.start(manager, VM);
     while (round < rounds && !signal.aborted && failures.length === 0) {
       round++;
       await manager.shadowReady(VM);
+      if (round === Math.ceil(rounds / 2)) await manager.makeStrict(VM);
       await sleep(planRound(seed, round).delayMs);
       pauseMs.push(manager.port.showVm(VM).shadow?.pauseMs.p50 ?? 0);
       const promoted = manager.nextPromotion(VM);
@@ -49,7 +52,9 @@ export async function soakDisks(options: DisksOptions): Promise<DisksResult> {
       const promotion = await promoted;
       resumeMs.push(promotion.resumeMs);
       lagMs.push(promotion.lagMs);
-      for (const what of await databases.check(promotion)) failures.push({ round, what });
+      const strict = manager.wasStrict(VM);
+      if (strict) strictRounds++;
+      for (const what of await databases.check(promotion, strict)) failures.push({ round, what });
       if (round % 10 === 0) onProgress(`disks: ${round} of ${rounds} kills`);
     }
     for (const what of await databases.checkRedisFile()) failures.push({ round, what });
@@ -65,6 +70,7 @@ export async function soakDisks(options: DisksOptions): Promise<DisksResult> {
   const { committed, written } = databases?.counts ?? { committed: 0, written: 0 };
   return {
     rounds: round,
+    strictRounds,
     sqliteTransactions: committed,
     redisWrites: written,
     resumeMs: distribution(resumeMs),

@@ -81,7 +81,7 @@ const row = (what: string, d: Distribution) =>
 
 function disksSummary(result: DisksResult): string {
   return [
-    `${result.rounds} kills of a VM with databases on its disks`,
+    `${result.rounds} kills of a VM with databases on its disks, ${result.strictRounds} of them in strict mode`,
     `  SQLite transactions            ${result.sqliteTransactions}`,
     `  Redis writes                   ${result.redisWrites}`,
     row('decision to running, ms', result.resumeMs),

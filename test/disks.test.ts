@@ -1,5 +1,5 @@
 /** Disks of real VMs: what a guest finds on them after a promotion is of the same moment as its memory. Needs root. */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -8,6 +8,7 @@ import { buildDatabaseImage, Databases, databaseSpec } from '../harness/database
 import { InProcessManager } from '../harness/in-process.js';
 import { leftovers } from '../harness/leftovers.js';
 import { MIB, type VmSpecInput } from '../src/vm/spec.js';
+import type { ShadowView } from '../src/vm/view.js';
 import { SmallDisk } from './test-image.js';
 
 const scratch = mkdtempSync(join(tmpdir(), 'shadowvm-disks-'));
@@ -54,11 +55,12 @@ describe('databases under load', () => {
     const databases = await Databases.start(manager, 'db');
     for (let round = 0; round < 6; round++) {
       await manager.shadowReady('db');
+      if (round === 4) await manager.makeStrict('db');
       await sleep(300 + Math.random() * 1200);
       const promoted = manager.nextPromotion('db');
       if (round === 3) await manager.port.promoteShadow('db', null);
       else await manager.port.injectFault('db', 'kill');
-      expect(await databases.check(await promoted)).toEqual([]);
+      expect(await databases.check(await promoted, manager.wasStrict('db'))).toEqual([]);
     }
     const { committed, written } = databases.counts;
     expect(committed).toBeGreaterThan(50);
@@ -177,6 +179,36 @@ describe('what can not be a disk', () => {
     expect(await refused([{ name: 'd', path: disk, readOnly: true }])).toMatchObject({ code: 'DISK_IN_USE' });
   }, 60_000);
 });
+
+test('a shadow whose disk can not be written costs the primary nothing, and follows when it can be again', async () => {
+  const small128 = new SmallDisk(join(scratch, 'twin'), 128 * MIB);
+  try {
+    await manager.runVm(small('a'));
+    // The shadow's disk lies on another file system than everything else.
+    const twin = join(manager.stateDir.vmsDir, 'a', 'disks', 'data.twin');
+    rmSync(twin, { force: true });
+    symlinkSync(join(small128.folder, 'data.twin'), twin);
+    small128.fill(8 * MIB);
+    const trouble = manager.nextEvent('a', 'disk.twin-trouble');
+    await manager.port.createShadow('a', () => {});
+    await run('a', `dd if=/dev/urandom of=/dev/disk/data bs=1M count=40 conv=fsync 2>/dev/null`);
+    await run('a', mark('kept'));
+    await trouble;
+    const { epoch } = manager.port.showVm('a').shadow as ShadowView;
+    await manager.until('more epochs', () => (manager.port.showVm('a').shadow?.epoch ?? 0) > (epoch as number) + 2);
+    await run('a', isMarked('kept'));
+    expect(manager.port.showVm('a')).toMatchObject({ state: 'running', shadow: { state: 'ready' } });
+    expect(manager.events.list({}).filter(({ type }) => /^(failure|disk.full|disk.failed)/.test(type))).toEqual([]);
+    small128.makeRoom();
+    const promoted = manager.nextPromotion('a');
+    await manager.port.injectFault('a', 'kill');
+    await promoted;
+    await run('a', isMarked('kept'));
+  } finally {
+    await manager.port.killVm('a');
+    small128.close();
+  }
+}, 90_000);
 
 test('a full host stops the guest, which goes on when there is room, and is not taken for dead', async () => {
   await manager.close();

@@ -282,6 +282,7 @@ describe('a QEMU', () => {
       lazy: false,
       filled: false,
       pausedForEpoch: false,
+      marked: null,
     });
     const small = new GuestRam('small', PAGE);
     const image = await images.create(ram.bytes);

@@ -7,68 +7,11 @@
 #include <climits>
 
 #include "../addon.h"
+#include "../memory.h"
 
 constexpr double kMaxExact = 9007199254740991.0;  // 2^53 - 1
 
-Napi::FunctionReference DiskReceiverObject::constructor_;
 Napi::FunctionReference DiskTwinObject::constructor_;
-
-template <typename Object>
-static Object* Unwrapped(Napi::Value value, const Napi::FunctionReference& constructor, const char* name) {
-  if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(constructor.Value()))
-    throw MakeTypeError(value.Env(), name, std::string("expected a ") + name);
-  return Napi::ObjectWrap<Object>::Unwrap(value.As<Napi::Object>());
-}
-
-// ---- DiskReceiver ----
-
-void DiskReceiverObject::Register(Napi::Env env, Napi::Object exports) {
-  using Self = DiskReceiverObject;
-  Napi::Function constructor = DefineClass(env, "DiskReceiver",
-                                           {InstanceMethod<&Self::Expect>("expect"), InstanceMethod<&Self::Finish>("finish"),
-                                            InstanceMethod<&Self::Fail>("fail"), InstanceMethod<&Self::Close>("close")});
-  constructor_ = Napi::Persistent(constructor);
-  constructor_.SuppressDestruct();
-  exports.Set("DiskReceiver", constructor);
-}
-
-// DiskReceiver({socketName, pid, bytes, firstPage})
-DiskReceiverObject::DiskReceiverObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DiskReceiverObject>(info) {
-  const char* const usage = "DiskReceiver({socketName, pid, bytes, firstPage})";
-  if (!info[0].IsObject() || !info[0].As<Napi::Object>().Get("socketName").IsString())
-    throw MakeTypeError(info.Env(), "DiskReceiver", usage);
-  const Napi::Object given = info[0].As<Napi::Object>();
-  const std::string name = given.Get("socketName").As<Napi::String>();
-  const int64_t pid = WholeNumber(given.Get("pid"), 1, INT_MAX, "DiskReceiver", usage);
-  const int64_t bytes = WholeNumber(given.Get("bytes"), 1, kMaxExact, "DiskReceiver", usage);
-  const int64_t first = WholeNumber(given.Get("firstPage"), 0, UINT32_MAX, "DiskReceiver", usage);
-  try {
-    receiver_ = std::make_shared<DiskReceiver>(name, static_cast<int>(pid), static_cast<uint64_t>(bytes),
-                                               static_cast<size_t>(first));
-  } catch (const struct Failure& f) {
-    throw MakeError(info.Env(), f.code, f.syscall, f.message);
-  }
-}
-
-std::shared_ptr<DiskReceiver> DiskReceiverObject::From(Napi::Value value) {
-  const auto* self = Unwrapped<DiskReceiverObject>(value, constructor_, "DiskReceiver");
-  if (!self->receiver_) throw MakeError(value.Env(), "ERR_CLOSED", "diskReceiver", "this receiver is closed");
-  return self->receiver_;
-}
-
-void DiskReceiverObject::Expect(const Napi::CallbackInfo&) { From(Value())->Expect(); }
-void DiskReceiverObject::Finish(const Napi::CallbackInfo&) {
-  if (receiver_) receiver_->Finish();
-}
-// fail(why): no effect when it is closed, as its end may be told late.
-void DiskReceiverObject::Fail(const Napi::CallbackInfo& info) {
-  if (receiver_) receiver_->Fail(info[0].ToString());
-}
-// close(): idempotent. A commit that waits for its blocks ends with ERR_DISK_LOST, and the socket goes with it.
-void DiskReceiverObject::Close(const Napi::CallbackInfo&) {
-  if (receiver_) receiver_->Fail("the receiver is closed");
-  receiver_.reset();
-}
 
 // ---- DiskTwin ----
 
@@ -98,7 +41,9 @@ DiskTwinObject::DiskTwinObject(const Napi::CallbackInfo& info) : Napi::ObjectWra
 }
 
 std::shared_ptr<DiskTwin> DiskTwinObject::From(Napi::Value value) {
-  const auto* self = Unwrapped<DiskTwinObject>(value, constructor_, "DiskTwin");
+  if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(constructor_.Value()))
+    throw MakeTypeError(value.Env(), "DiskTwin", "expected a DiskTwin");
+  const auto* self = Unwrap(value.As<Napi::Object>());
   if (!self->twin_) throw MakeError(value.Env(), "ERR_CLOSED", "diskTwin", "this twin is closed");
   return self->twin_;
 }
@@ -142,7 +87,6 @@ static void ExchangeFiles(const Napi::CallbackInfo& info) {
 }
 
 void RegisterDisk(Napi::Env env, Napi::Object exports) {
-  DiskReceiverObject::Register(env, exports);
   DiskTwinObject::Register(env, exports);
   exports.Set("lockDisk", Napi::Function::New(env, LockDisk));
   exports.Set("exchangeFiles", Napi::Function::New(env, ExchangeFiles));

@@ -31,13 +31,6 @@ void PutZeros(int fd, size_t page, size_t count) {
   for (size_t i = 0; i < count; i++) WriteAll(fd, zeros, kPageBytes, (page + i) * kPageBytes);
 }
 
-void Put(int fd, size_t page, const uint8_t* content) {
-  if (content == nullptr)
-    PutZeros(fd, page, 1);
-  else
-    WriteAll(fd, content, kPageBytes, page * kPageBytes);
-}
-
 // Calls visit(page, content) for each page from `from` to before `to` as the file has it; nullptr in a hole.
 template <typename Visit>
 void ReadDisk(int fd, size_t from, size_t to, const Visit& visit) {
@@ -45,12 +38,12 @@ void ReadDisk(int fd, size_t from, size_t to, const Visit& visit) {
   const auto end = static_cast<off_t>(to * kPageBytes);
   for (auto at = static_cast<off_t>(from * kPageBytes); at < end;) {
     off_t data = lseek(fd, at, SEEK_DATA);
-    if (data < 0 && errno != ENXIO) throw ErrnoFailure(errno, "lseek", "the shadow's disk");
+    if (data < 0 && errno != ENXIO) throw ErrnoFailure(errno, "lseek", "the disk");
     data = data < 0 ? end : std::min(end, data & ~static_cast<off_t>(kPageBytes - 1));
     for (; at < data; at += kPageBytes) visit(static_cast<size_t>(at) / kPageBytes, nullptr);
     if (at >= end) break;
     off_t hole = lseek(fd, at, SEEK_HOLE);
-    if (hole < 0) throw ErrnoFailure(errno, "lseek", "the shadow's disk");
+    if (hole < 0) throw ErrnoFailure(errno, "lseek", "the disk");
     hole = std::min(end, (hole + static_cast<off_t>(kPageBytes) - 1) & ~static_cast<off_t>(kPageBytes - 1));
     buffer.resize(kReadBytes);
     while (at < hole) {
@@ -59,8 +52,8 @@ void ReadDisk(int fd, size_t from, size_t to, const Visit& visit) {
       while (got < wanted) {
         const ssize_t part = pread(fd, buffer.data() + got, wanted - got, at + static_cast<off_t>(got));
         if (part < 0 && errno == EINTR) continue;
-        if (part < 0) throw ErrnoFailure(errno, "pread", "the shadow's disk");
-        if (part == 0) throw Failure{"ERR_SIZE", "pread", "the shadow's disk is shorter than it should be"};
+        if (part < 0) throw ErrnoFailure(errno, "pread", "the disk");
+        if (part == 0) throw Failure{"ERR_SIZE", "pread", "the disk is shorter than it should be"};
         got += static_cast<size_t>(part);
       }
       for (size_t i = 0; i < wanted; i += kPageBytes)
@@ -94,7 +87,7 @@ uint64_t Mend(const ShadowImage& image, int fd, size_t firstPage, size_t from, s
       const size_t at = each - firstPage - from;
       if (!(*differs)[at]) return;
       (*differs)[at] = false;
-      Put(fd, from + at, content);
+      WriteAll(fd, content, kPageBytes, (from + at) * kPageBytes);
       mended++;
     });
   }
@@ -155,10 +148,14 @@ void DiskTwin::Advance(const ShadowImage& image, size_t count) {
   failure_.clear();
 }
 
-void DiskTwin::Apply(size_t page, const uint8_t* content) {
+void DiskTwin::Apply(size_t page, size_t count, const uint8_t* content) {
   if (page >= next_) return;  // comes with Advance
+  count = std::min(count, next_ - page);
   try {
-    Put(fd_, page, content);
+    if (content == nullptr)
+      PutZeros(fd_, page, count);
+    else
+      WriteAll(fd_, content, count * kPageBytes, page * kPageBytes);
   } catch (const Failure& failure) {
     Break(failure);
   }

@@ -33,8 +33,11 @@ class DiskTwin {
   size_t pages() const { return pages_; }
   // Compares the next `count` pages and mends them. Throws what reading or writing says.
   void Advance(const ShadowImage& image, size_t count);
-  // A page that a commit just changed. Nothing is thrown: a twin that can not be written is begun anew by Advance.
-  void Apply(size_t page, const uint8_t* content);
+  // Pages that a commit just changed; nullptr: to zeros. Nothing is thrown: a twin that can not be written is begun anew by
+  // Advance.
+  void Apply(size_t page, size_t count, const uint8_t* content);
+  // What it was to get can not be had.
+  void Break(const Failure& failure);
   // The image was taken back: pages with another checksum than in `before`, of this disk, are mended.
   void Rewound(const ShadowImage& image, const std::vector<uint64_t>& before);
   std::vector<uint64_t> Hashes(const ShadowImage& image) const;
@@ -45,8 +48,6 @@ class DiskTwin {
   std::string failure() const;
 
  private:
-  void Break(const Failure& failure);
-
   const int fd_;
   const size_t firstPage_;
   const size_t pages_;

@@ -1,6 +1,7 @@
 // The control page: one page of shared memory between a QEMU process (written by the shim preloaded into it) and the
 // manager (which created it and passed it as a file descriptor). It outlives both, so the manager reads it at any time.
-// Behind it in the same file lies a byte for each page of the guest's RAM: its enum shadowvm_page.
+// Behind it in the same file lies a byte for each page of the guest's RAM, its enum shadowvm_page, and behind those the
+// marks of its disks.
 #pragma once
 #include <stdint.h>
 
@@ -32,6 +33,25 @@ enum shadowvm_page {
   SHADOWVM_PAGE_PRESENT = 2,
 };
 
+// Which pages of a disk were written. A bit of `chunks` says that one of the 4096 pages of that chunk may be marked: it is
+// set after the page's, and cleared before the page's is looked at. The file takes memory only where there were marks.
+#define SHADOWVM_CHUNK_PAGES 4096u
+#define SHADOWVM_DISK_PAGES_MAX (1u << 28)
+struct shadowvm_marks {
+  uint64_t chunks[SHADOWVM_DISK_PAGES_MAX / SHADOWVM_CHUNK_PAGES / 64];
+  uint64_t pages[SHADOWVM_DISK_PAGES_MAX / 64];
+};
+
+// A writable disk of the guest. Its marks together are what may differ between the disk and the epoch that `marks_*` of
+// the control page names.
+struct shadowvm_disk {
+  // By the guest. The shim sets these when a write of QEMU is over, and before its guest knows that.
+  struct shadowvm_marks written;
+  // A manager keeps them here while they are part of an epoch that is not committed yet.
+  uint64_t taken[SHADOWVM_DISK_PAGES_MAX / 64];
+};
+#define SHADOWVM_DISKS_MAX 4u
+
 struct shadowvm_control {
   uint32_t magic;
   // Robust futex: the thread id of a thread in QEMU while QEMU lives. When the process dies for whatever reason, the
@@ -46,4 +66,16 @@ struct shadowvm_control {
   uint32_t lazy;              // before the start: the RAM is filled on demand, register it for missing pages too
   uint32_t filled;            // a lazy RAM is complete: what is missing now is zeros
   uint32_t paused_for_epoch;  // the guest stands still, and is to run again should its manager die meanwhile
+  // Before the start: its writable disks, each a struct shadowvm_disk from `disks_offset` of this file on.
+  uint32_t disk_count;
+  uint64_t disks_offset;
+  struct {
+    uint64_t device;  // as fstat() tells: QEMU may have it open under several numbers
+    uint64_t inode;
+  } disk_files[SHADOWVM_DISKS_MAX];
+  // The state of the disks since which everything that was written is marked.
+  uint64_t marks_epoch;    // SHADOWVM_NO_MARKS: unknown
+  char marks_image[32];    // its image's id
+  uint32_t disks_watched;  // by the shim: it marks what QEMU writes to the disks
 };
+#define SHADOWVM_NO_MARKS UINT64_MAX

@@ -20,8 +20,6 @@ import {
 } from 'node:fs';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { markName } from '../disk/dirty-marks.js';
-import { markActions } from '../disk/disk-epochs.js';
 import { type DiskPlace, diskPlaces } from '../disk/place.js';
 import { openSource } from '../disk/source-file.js';
 import { messageOf, ShadowVmError } from '../errors.js';
@@ -29,7 +27,6 @@ import { runTool } from '../image/host-tool.js';
 import { DiskTwin, exchangeFiles } from '../native/disk.js';
 import type { ShadowImage } from '../native/image.js';
 import type { DiskAttachment } from '../qemu/argv.js';
-import type { BlockAction } from '../qemu/qmp.js';
 import type { DiskSpec, VmSpec } from '../vm/spec.js';
 import type { OnProgress } from '../vm/view.js';
 import { fileError } from './state-dir.js';
@@ -127,11 +124,6 @@ export class VmDisks {
     const twin = realpathSync(this.folder) + `/${first.name}.twin`;
     const open = readdirSync(`/proc/${pid}/fd`).some((fd) => linkOf(`/proc/${pid}/fd/${fd}`) === twin);
     if (open) this.exchange();
-  }
-
-  /** Before a guest runs from an epoch: what it writes is marked from the first write on. */
-  marks(image: ShadowImage, epoch: number): BlockAction[] {
-    return markActions(this.places, markName({ imageId: image.describe().id, epoch }));
   }
 
   /** Where they are. */

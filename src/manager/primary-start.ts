@@ -4,7 +4,6 @@ import type { ShadowImage } from '../native/image.js';
 import type { CommittedEpoch } from '../protect/protector.js';
 import type { GuestIdentity } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
-import type { BlockAction } from '../qemu/qmp.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { OnProgress, VmOrigin } from '../vm/view.js';
 import { awakening, bootBeat } from './first-beat.js';
@@ -31,8 +30,6 @@ export interface StartContext {
   connect: () => void;
   publish: VmSpec['publish'];
   onCorrupt: (page: number, why: string) => void;
-  /** Marks what is written to the disks from an image's newest epoch on. */
-  marks: (image: ShadowImage) => BlockAction[];
   consoleLogPath: string;
   accelerator: string;
   progress: OnProgress;
@@ -44,7 +41,7 @@ const AWAKENING_TIMEOUT_MS = 10_000;
 
 /** Resolves with the time it took, ms, when the guest answers. @throws what keeps it from that, CANCELLED */
 export async function startPrimary(from: StartFrom, context: StartContext): Promise<number> {
-  const { launch, onLaunched, connect, publish, onCorrupt, marks } = context;
+  const { launch, onLaunched, connect, publish, onCorrupt } = context;
   const { consoleLogPath, accelerator, progress, signal } = context;
   signal.throwIfAborted();
   progress({ message: `starting QEMU (${accelerator})` });
@@ -59,7 +56,8 @@ export async function startPrimary(from: StartFrom, context: StartContext): Prom
   } else {
     progress({ message: 'the guest wakes up' });
     await loadFromImage(qemu, from.image, from.deviceState, from.hotPath, onCorrupt);
-    await letRun(qemu, marks(from.image));
+    const { id, headEpoch } = from.image.describe();
+    await letRun(qemu, { imageId: id, epoch: headEpoch });
     // Before it is on the network: until then it has another guest's addresses.
     if (from.identity === null) qemu.agent.setClock(Date.now());
     else await qemu.agent.identify(from.identity);

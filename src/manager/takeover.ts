@@ -243,13 +243,13 @@ export class Takeover {
   }
 
   private async resume(): Promise<void> {
-    const { disks, shadowImage, strict, side } = this.options.core;
+    const { shadowImage, strict, side } = this.options.core;
     const run = this.run as PromotionRun;
     const next = this.next as QemuProcess;
     const image = shadowImage.opened;
-    const marks = image === null || run.from === null ? [] : disks.marks(image, run.from.epoch);
+    const from = image === null || run.from === null ? null : { imageId: image.describe().id, epoch: run.from.epoch };
     strict.attach(next, other(side), true);
-    await letRun(next, marks);
+    await letRun(next, from);
     run.resumedAtNs = process.hrtime.bigint();
     faultPoint('promotion', 6);
   }

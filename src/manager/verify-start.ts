@@ -67,7 +67,7 @@ export async function verifyByStart(core: VmCore, host: Host, progress: OnProgre
         damage = `page ${page}: ${why}`;
         qemu?.kill();
       });
-      await letRun(qemu);
+      await letRun(qemu, null);
       const firstBeatMs = await beats(qemu, fromMs);
       if (damage !== null || firstBeatMs === null)
         throw new ShadowVmError('PROMOTION_FAILED', {

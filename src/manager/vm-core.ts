@@ -142,12 +142,14 @@ export class VmCore {
 
   /** What a shadow needs of the disks. */
   protectedDisks(): ShadowOptions['disks'] {
-    const { disks } = this;
+    const { disks, otherSideFree: twinsFree } = this;
     return {
       places: disks.places,
+      cache: this.spec.diskCache,
       openPrimary: (name) => disks.openPrimary(name),
       openTwins: () => disks.openTwins(),
-      fill: (image) => disks.fill(image, 'twin'),
+      twinsFree,
+      fill: (image) => twinsFree.then(() => disks.fill(image, 'twin')),
       onTwinTrouble: (why) =>
         this.event(
           'warn',

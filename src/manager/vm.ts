@@ -211,7 +211,6 @@ export class ManagedVm {
         // On a tap the rules do that.
         publish: core.sides.network === null ? spec.publish : [],
         onCorrupt: (page, why) => core.corruptPage(core.primary as QemuProcess, page, why),
-        marks: (image) => core.disks.marks(image, image.describe().headEpoch),
         consoleLogPath: host.options.stateDir.consoleLogPath(spec.name),
         accelerator: core.accelerator,
         progress,

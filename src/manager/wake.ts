@@ -1,7 +1,7 @@
 /** Letting a guest go on from what an image holds: its RAM is filled while it runs already. */
 import type { ShadowImage } from '../native/image.js';
+import type { MarkedEpoch } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
-import type { BlockAction } from '../qemu/qmp.js';
 import type { VmSpec } from '../vm/spec.js';
 
 const LOAD_TIMEOUT_MS = 10_000;
@@ -20,10 +20,10 @@ export async function loadFromImage(
   await qemu.loadDevices(deviceState, LOAD_TIMEOUT_MS);
 }
 
-/** vCPUs run when it resolves. @param marks of what it will write to its disks */
-export async function letRun(qemu: QemuProcess, marks: BlockAction[] = []): Promise<void> {
-  // Without them the first epoch reads all of its disks.
-  if (marks.length > 0) qemu.qmp.execute('transaction', { actions: marks }).catch(() => {});
+/** vCPUs run when it resolves. @param from what its disks hold; null when nobody will ask */
+export async function letRun(qemu: QemuProcess, from: MarkedEpoch | null): Promise<void> {
+  // Otherwise the first epoch would read all of its disks.
+  if (from !== null) qemu.control.setMarked(from.imageId, from.epoch);
   const running = qemu.qmp.execute('cont');
   qemu.agent.ping(); // right behind it: the guest's first sign of life is the end of the outage
   await running;

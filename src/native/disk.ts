@@ -1,19 +1,5 @@
-/** Disks in the addon (native/disk/): where an epoch's changed blocks arrive, and the files that follow the image. */
+/** Disks in the addon (native/disk/): the files that follow the image, and locks. What epochs take of them: memory.ts. */
 import { loadAddon } from './index.js';
-
-/**
- * A server of the NBD protocol on an abstract Unix socket, whose only client is the QEMU with this process number. Between
- * `expect` and `finish` or `fail` it takes writes, and the commit that it is given to takes them from it.
- */
-export interface DiskReceiver {
-  /** Begins an intake; what an earlier one left is dropped. @throws ERR_CLOSED */
-  expect(): void;
-  /** Everything has come. */
-  finish(): void;
-  /** A commit that waits for this intake rejects with ERR_DISK_LOST. No effect without an intake. */
-  fail(why: string): void;
-  close(): void;
-}
 
 /** A file that commits keep at what the image's head holds. It is compared from its start first: advanceTwins(). */
 export interface DiskTwin {
@@ -22,14 +8,7 @@ export interface DiskTwin {
   close(): void;
 }
 
-/** The disks of an epoch: those that were written, and the files that follow. */
-export interface EpochDisks {
-  receivers: DiskReceiver[];
-  twins: DiskTwin[];
-}
-
 interface DiskAddon {
-  DiskReceiver: new (options: { socketName: string; pid: number; bytes: number; firstPage: number }) => DiskReceiver;
   /** Takes a duplicate of the descriptor. */
   DiskTwin: new (options: {
     fd: number;
@@ -42,4 +21,4 @@ interface DiskAddon {
   exchangeFiles(a: string, b: string): void;
 }
 
-export const { DiskReceiver, DiskTwin, lockDisk, exchangeFiles } = loadAddon<DiskAddon>();
+export const { DiskTwin, lockDisk, exchangeFiles } = loadAddon<DiskAddon>();

@@ -1,5 +1,5 @@
 /** The memory hot path of the addon (native/): guest RAM, control pages, epochs. All sizes in bytes, times in ms. */
-import type { EpochDisks } from './disk.js';
+import type { DiskTwin } from './disk.js';
 import type { NativeImage } from './image.js';
 import { loadAddon } from './index.js';
 
@@ -15,6 +15,12 @@ export interface GuestRam {
   close(): void;
 }
 
+/** An epoch of an image (its id). */
+export interface MarkedEpoch {
+  imageId: string;
+  epoch: number;
+}
+
 export interface ControlReading {
   /** null until the shim has reported. */
   alive: boolean | null;
@@ -27,6 +33,8 @@ export interface ControlReading {
   /** A lazy RAM is complete: the shim answers for what is missing, which is zeros. */
   filled: boolean;
   pausedForEpoch: boolean;
+  /** Everything is marked that was written to the disks since then; null while that is not known. */
+  marked: MarkedEpoch | null;
 }
 
 /** The page that the shim in QEMU and the manager share: tracking state, and a robust futex that tells of its death. */
@@ -37,6 +45,8 @@ export interface QemuControl {
   read(): ControlReading;
   /** True before a `stop`, false when `cont` was answered: should this process die between them, the shim lets the guest go. */
   setPausedForEpoch(paused: boolean): void;
+  /** The disks are what this epoch of the image holds, and were not written since. */
+  setMarked(imageId: string, epoch: number): void;
   /** Before the start of the process: its RAM will be filled on demand. */
   makeLazy(): void;
   /**
@@ -63,6 +73,8 @@ export interface CollectResult {
   /** Pages of this epoch so far. */
   stagedPages: number;
   copiedPages: number;
+  /** Of disks, copied as well. */
+  diskPages: number;
   /** Differed from the shadow although nothing had reported them as written: what a scrub found. */
   repairedPages: number;
   /** false: the pass ended at `pagesMax`; the next one finds the rest. */
@@ -120,19 +132,30 @@ export interface EpochSource {
   /** Instead of `sync`: the RAM was filled from the image, and every write since is still to be reported. */
   follow(): Promise<void>;
   /**
+   * Makes the primary's writable disks, in their order, a part of all epochs. Unless it is `known` that everything is
+   * marked that the image does not hold, they are compared with it first, while the guest runs.
+   * Rejects with ERR_NOT_TRACKED when nothing marks what is written.
+   */
+  attachDisks(disks: readonly { fd: number; firstPage: number; bytes: number }[], known: boolean): Promise<void>;
+  /**
    * Stages what was written. `urgent`: the guest stands still for it, a second thread helps and nothing is compressed
    * meanwhile. `pagesMax`: ends the pass when about so many pages were found (up to twice as many with `urgent`); it
    * matters only where writes are tracked.
    */
   collect(options?: { urgent?: boolean; pagesMax?: number }): Promise<CollectResult>;
-  /** Waits for the blocks of `disks`: memory, devices and disks are in one record, or nothing is. ERR_DISK_LOST. */
-  commit(cut: EpochCut, deviceState: Buffer, resident: ResidentRam | null, disks?: EpochDisks): Promise<CommitResult>;
+  /** Memory, devices and disks are in one record, or nothing is. `twins` follow the image. */
+  commit(
+    cut: EpochCut,
+    deviceState: Buffer,
+    resident: ResidentRam | null,
+    twins?: readonly DiskTwin[],
+  ): Promise<CommitResult>;
   /** Compares so many pages with the image; what differs and was not written is repaired by the next epoch. */
   scrub(firstPage: number, count: number): Promise<ScrubResult>;
   /** The image goes back to an epoch, and so do resident pages and twins. Rejects with ERR_NO_EPOCH, nothing changed. */
-  rewind(epoch: number, resident: ResidentRam | null, disks?: EpochDisks): Promise<void>;
+  rewind(epoch: number, resident: ResidentRam | null, twins?: readonly DiskTwin[]): Promise<void>;
   /** Compares so many pages of twins with the image and mends them. @returns how many are left to compare */
-  advanceTwins(disks: EpochDisks, pages: number): Promise<number>;
+  advanceTwins(twins: readonly DiskTwin[], pages: number): Promise<number>;
   /** Memory that this source takes, but for the image's. An estimate while an operation is under way. @throws ERR_CLOSED */
   memoryBytes(): number;
   /** Forgets what was staged; the next epoch collects it again. */
@@ -147,7 +170,8 @@ interface MemoryAddon {
     adopt(pid: number, fd: number): GuestRam;
   };
   QemuControl: {
-    new (ramBytes: number): QemuControl;
+    /** `disks`: open files that will be its writable disks, in their order. */
+    new (ramBytes: number, disks?: readonly number[]): QemuControl;
     /** Of a QEMU whose manager is gone; its shim knows that there is one again. @throws as GuestRam.adopt, ERR_NOT_CONTROL */
     adopt(pid: number): QemuControl;
   };

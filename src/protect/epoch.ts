@@ -3,14 +3,15 @@
  *
  *   guest runs   │ collect, collect                      (pages written so far; a second pass for those of the first)
  *   guest stands │ stop ─▶ collect the last few          ║ device state saved in parallel, in QEMU
- *                │ disks that were written: their backup jobs are started; cont
+ *                │ cont
  *   guest runs   │ checksums, into the shadow image      (the epoch is whole from here on)
+ *
+ * Disks are collected with the memory: what was written to them is read from their files.
  *
  * The passes before the pause are left out when the VM was quiet in the last epoch: a pass costs its scan of all the page
  * tables, however little was written.
  */
 import { monotonicMs } from '../clock.js';
-import type { DiskCut, DiskEpochs } from '../disk/disk-epochs.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import type { EpochSource } from '../native/memory.js';
@@ -32,8 +33,8 @@ export interface CutEpoch {
   repairedPages: number;
   /** CPU time spent on scanning and copying. */
   cpuMs: number;
-  /** The disks that were written; null when none was. */
-  disks: DiskCut | null;
+  /** Pages of disks that were copied. */
+  diskPages: number;
   /** What OutputHold.begin() made in the pause. */
   hold: string | null;
   /** So little was written that the next epoch may well do without its pre-copy. */
@@ -42,6 +43,15 @@ export interface CutEpoch {
 
 /** More than this left to copy is worth a second pass while the guest still runs. */
 const SECOND_PASS_PAGES = 256;
+/**
+ * Of disks, the same: and what takes longer than this to flush. While a disk is written as fast as it can be, each pass has
+ * about half of the one before.
+ */
+const DISK_PASS_PAGES = 128;
+const QUICK_FLUSH_MS = 4;
+const DISK_PASSES_MAX = 6;
+/** Of disks: these take 0.1 ms to read. */
+const QUIET_DISK_PAGES_MAX = 64;
 /** An idle guest writes about 150 between two epochs; these take 0.1 ms to copy, while QEMU saves its devices. */
 const QUIET_PAGES_MAX = 256;
 /** In strict mode somebody waits for the end of the epoch: a pass costs more of that than copying this in the pause. */
@@ -65,23 +75,26 @@ export async function cutEpoch(
   onPause: (paused: boolean) => void = () => {},
   quiet = false,
   output: OutputHold | null = null,
-  diskEpochs: DiskEpochs | null = null,
+  flushDisks: () => Promise<number> = async () => 0,
 ): Promise<CutEpoch> {
-  const total = { scannedPages: 0, copiedPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
+  const total = { scannedPages: 0, copiedPages: 0, diskPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
   const collect = async (options: { urgent?: boolean; pagesMax?: number }) => {
     const pass = await source.collect(options);
     total.scannedPages += pass.scannedPages;
     total.copiedPages += pass.copiedPages;
+    total.diskPages += pass.diskPages;
     total.repairedPages += pass.repairedPages;
     total.cpuMs += pass.cpuMs;
     return pass;
   };
   const preCopy = async () => {
-    const first = await collect({});
-    if (first.copiedPages > SECOND_PASS_PAGES) await collect({});
+    for (let pass = 1; pass <= DISK_PASSES_MAX; pass++) {
+      const [{ copiedPages, diskPages }, flushMs] = await Promise.all([collect({}), flushDisks()]);
+      const memoryIsLeft = pass === 1 && copiedPages > SECOND_PASS_PAGES;
+      if (!memoryIsLeft && diskPages <= DISK_PASS_PAGES && flushMs <= QUICK_FLUSH_MS) break;
+    }
   };
   /** Stops the guest for the last pass. @returns null when more than `pagesMax` was left: the guest runs again */
-  let disks: DiskCut | null = null;
   const pause = async (pagesMax?: number) => {
     const pausedAtMs = monotonicMs();
     onPause(true);
@@ -89,35 +102,27 @@ export async function cutEpoch(
     primary.control.setPausedForEpoch(!keepStopped);
     // Pipelined: QEMU begins to save as soon as it has stopped, while we hear of the stop and collect.
     const stopped = primary.qmp.execute('stop', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
-    const writes = diskEpochs?.countWrites();
     const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
-    for (const each of [writes, saved]) each?.catch(() => {}); // awaited below, `saved` after the guest has been let go
+    saved.catch(() => {}); // awaited below, after the guest has been let go
     const hold = keepStopped ? null : (output?.begin() ?? null);
     let running: Promise<unknown> = Promise.resolve();
     let cut: { cutAtNs: bigint; cutAtMs: number; hold: string | null };
     let complete: boolean;
-    let cutting: Promise<DiskCut | null> = Promise.resolve(null);
     try {
       await stopped;
       output?.noteCut();
       cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now(), hold };
       ({ complete } = await collect(pagesMax === undefined ? { urgent: true } : { urgent: true, pagesMax }));
-      // Queues behind the saving, too.
-      if (complete && diskEpochs !== null && writes !== undefined) cutting = diskEpochs.cut(await writes);
-      cutting.catch(() => {}); // awaited below
     } finally {
       // In every case; it queues behind the saving in QEMU.
       if (!keepStopped)
         running = primary.qmp
           .execute('cont', undefined, { timeoutMs: PAUSE_TIMEOUT_MS })
-          // With a disk's job under way the guest may be stopped once more: until that is over it is to be let go.
-          .then(() => cutting.catch(() => null))
-          .then((begun) => begun === null && primary.control.setPausedForEpoch(false));
+          .then(() => primary.control.setPausedForEpoch(false));
       running.catch(() => {});
       // The word of a guest that lived when it was cut: without it nothing leaves.
       if (hold !== null) primary.agent.ping();
     }
-    disks = await cutting;
     await saved;
     await running;
     total.pauseMs += monotonicMs() - pausedAtMs;
@@ -125,7 +130,7 @@ export async function cutEpoch(
     return complete ? cut : null;
   };
   try {
-    await diskEpochs?.flush();
+    if (quiet) await flushDisks();
     let cut = quiet && !keepStopped ? await pause(SURPRISE_PAGES_MAX) : null;
     if (cut === null) {
       await preCopy();
@@ -134,13 +139,13 @@ export async function cutEpoch(
     return {
       ...cut,
       ...total,
-      disks,
       deviceState: primary.readDevices(),
-      quiet: total.copiedPages <= (output === null ? QUIET_PAGES_MAX : QUIET_PAGES_STRICT),
+      quiet:
+        total.copiedPages <= (output === null ? QUIET_PAGES_MAX : QUIET_PAGES_STRICT) &&
+        total.diskPages <= QUIET_DISK_PAGES_MAX,
     };
   } catch (error) {
     onPause(false);
-    await (disks as DiskCut | null)?.giveBack();
     await source.abort().catch(() => {}); // ERR_CLOSED at the most: then nothing is left to abort
     if (keepStopped) primary.qmp.execute('cont').catch(() => {});
     throw error instanceof ShadowVmError
@@ -174,5 +179,5 @@ export function lacksRoom(error: unknown): boolean {
 /** True when the source has lost track of what changed: only a new comparison of everything helps. */
 export function needsResync(error: unknown): boolean {
   const cause = error instanceof ShadowVmError ? error.cause : error;
-  return isNativeFailure(cause) && !['ERR_VM_DEAD', 'ERR_CLOSED', 'ERR_DISK_LOST', ...NO_ROOM].includes(cause.code);
+  return isNativeFailure(cause) && !['ERR_VM_DEAD', 'ERR_CLOSED', ...NO_ROOM].includes(cause.code);
 }

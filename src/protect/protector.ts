@@ -2,7 +2,7 @@
 import { monotonicMs } from '../clock.js';
 import type { DiskProtection } from '../disk/disk-protection.js';
 import type { ShadowImage } from '../native/image.js';
-import { type CommitResult, EpochSource, type ResidentRam } from '../native/memory.js';
+import { EpochSource, type ResidentRam } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Durability, PacingLimits } from '../vm/spec.js';
 import type { Quantiles } from '../vm/view.js';
@@ -115,6 +115,8 @@ export class Protector {
   private scrubDueMs = 0;
   /** What the last epoch said of the VM. */
   private quiet: boolean;
+  /** The last epoch has something of a disk; before the first one nobody knows. */
+  private writesDisks = true;
   private settleFirst!: () => void;
   /** Resolves when the first epoch is committed, or will not be. What can wait gives way to it: somebody may wait for it. */
   readonly firstEpoch = new Promise<void>((resolve) => {
@@ -178,7 +180,7 @@ export class Protector {
 
   /** After halt(): the image goes back to `to`, one of its epochs, and the later ones are given up. */
   async rewind(to: CommittedEpoch): Promise<void> {
-    await this.source.rewind(to.epoch, this.options.resident(), this.options.disks?.of([]));
+    await this.source.rewind(to.epoch, this.options.resident(), this.options.disks?.twins);
     this.history = [to];
   }
 
@@ -297,7 +299,7 @@ export class Protector {
   /** Makes sure that every difference between primary and image will be in the next epoch. Once only. */
   private async begin(): Promise<void> {
     if (this.begun) return;
-    await this.options.disks?.attach();
+    await this.options.disks?.attach(this.source);
     if (this.options.followed) {
       await this.source.follow();
     } else {
@@ -327,30 +329,17 @@ export class Protector {
   /** @param running null for a last epoch that leaves the guest stopped */
   private cut(running: { output: OutputHold | null } | null): Promise<CutEpoch> {
     const { primary, disks } = this.options;
-    const epochs = disks?.epochs ?? null;
-    if (running === null) return cutEpoch(primary, this.source, true, () => {}, false, null, epochs);
+    const flush = async () => (this.writesDisks && disks !== undefined ? disks.flush() : 0);
+    if (running === null) return cutEpoch(primary, this.source, true, () => {}, false, null, flush);
     const notePause = (paused: boolean) => this.notePause(paused);
-    return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, epochs);
-  }
-
-  /** Into the image, whole or not at all. */
-  private async store(cut: CutEpoch): Promise<CommitResult> {
-    const { generation, resident, disks } = this.options;
-    const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs };
-    try {
-      const result = await this.source.commit(when, cut.deviceState, resident(), disks?.of(cut.disks?.receivers ?? []));
-      await cut.disks?.settle();
-      return result;
-    } catch (error) {
-      await cut.disks?.giveBack();
-      throw error;
-    }
+    return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, flush);
   }
 
   private async commit(cut: CutEpoch, startedMs: number): Promise<void> {
     const lagMs = this.lagMs();
-    const { image, durability, events } = this.options;
-    const result = await this.store(cut);
+    const { image, durability, events, generation, resident, disks } = this.options;
+    const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs };
+    const result = await this.source.commit(when, cut.deviceState, resident(), disks?.twins);
     if (durability === 'epoch') await image.flush();
     // Whole from here on: pages and device state of the same cut, in one record.
     const previous = this.committed;
@@ -358,6 +347,7 @@ export class Protector {
     this.history = [...this.history.slice(-UNCONFIRMED_MAX), { epoch: result.epoch, cutAtNs, cutAtMs, deviceState }];
 
     this.quiet = cut.quiet;
+    this.writesDisks = cut.diskPages > 0;
     this.pauses.add(cut.pauseMs);
     if (lagMs !== null) this.lags.add(lagMs + result.ms);
     this.pagesScanned += cut.scannedPages;

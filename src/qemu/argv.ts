@@ -170,7 +170,8 @@ function diskArgv(disk: DiskAttachment, index: number): string[] {
   return [
     // A set and not /proc/self/fd: QEMU may open it anew when it has no right to do so any more.
     ...['-add-fd', `fd=${QEMU_FD.more + index},set=${index + 1}`],
-    ...['-blockdev', `driver=file,node-name=${node}-file,filename=/dev/fdset/${index + 1},${options}`],
+    // Threads: through the calls by which the shim knows what is written (native/shim/disk-writes.c).
+    ...['-blockdev', `driver=file,node-name=${node}-file,filename=/dev/fdset/${index + 1},aio=threads,${options}`],
     ...['-blockdev', `driver=raw,node-name=${node},file=${node}-file,${options}`],
     // A write that fails stops the guest and is tried again when it goes on: the guest does not hear of a full host.
     ...['-device', `virtio-blk-device,drive=${node},id=${diskDevice(disk.name)},serial=${disk.name},werror=stop`],

@@ -83,7 +83,11 @@ export class QemuProcess {
     for (const socketPath of socketPaths) fs.rmSync(socketPath, { force: true });
 
     const ram = new GuestRam(`shadowvm-${name}`, ramBytes);
-    const control = new QemuControl(ramBytes);
+    const disks = (options.disks ?? []).filter(({ readOnly }) => !readOnly);
+    const control = new QemuControl(
+      ramBytes,
+      disks.map(({ fd }) => fd),
+    );
     if (options.lazy) control.makeLazy();
     const deviceStateFd = createMemoryFile(`shadowvm-${name}-devices`);
     // Where in its log this start's words begin.

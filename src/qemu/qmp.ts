@@ -27,25 +27,7 @@ export interface QmpCommands {
   'human-monitor-command': { args: { 'command-line': string }; result: string };
   balloon: { args: { value: number }; result: object };
   'query-balloon': { args: undefined; result: { actual: number } };
-  transaction: { args: { actions: BlockAction[] }; result: object };
   'query-blockstats': { args: undefined; result: DeviceStats[] };
-  'query-named-block-nodes': {
-    args: { flat: boolean };
-    result: { 'node-name': string; 'dirty-bitmaps'?: { name: string }[] }[];
-  };
-  'blockdev-add': {
-    args: {
-      driver: 'nbd';
-      'node-name': string;
-      server: { type: 'unix'; path: string; abstract: boolean; tight: boolean };
-      export: string;
-    };
-    result: object;
-  };
-  'blockdev-del': { args: { 'node-name': string }; result: object };
-  'query-block-jobs': { args: undefined; result: { device: string }[] };
-  'block-job-set-speed': { args: { device: string; speed: number }; result: object };
-  'block-job-cancel': { args: { device: string; force: boolean }; result: object };
   'object-add': {
     args: {
       'qom-type': string;
@@ -67,20 +49,6 @@ export interface QmpCommands {
     result: object;
   };
 }
-
-/** Of a transaction: all of them, or none. */
-export type BlockAction =
-  | { type: 'block-dirty-bitmap-add'; data: { node: string; name: string; granularity: number } }
-  | { type: 'block-dirty-bitmap-enable' | 'block-dirty-bitmap-disable'; data: { node: string; name: string } }
-  | { type: 'block-dirty-bitmap-remove'; data: { node: string; name: string } }
-  | { type: 'block-dirty-bitmap-merge'; data: { node: string; target: string; bitmaps: string[] } }
-  | {
-      type: 'blockdev-backup';
-      data: { 'job-id': string; device: string; target: string; speed: number; 'x-perf': { 'max-workers': number } } & (
-        | { sync: 'full' }
-        | { sync: 'bitmap'; bitmap: string; 'bitmap-mode': 'never' }
-      );
-    };
 
 export interface DeviceStats {
   qdev?: string;
