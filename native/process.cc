@@ -20,7 +20,10 @@ static int64_t MonotonicNs() {
   return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
-static size_t ControlBytes(size_t ramBytes) {
+constexpr size_t kDiskIoBytes = SHADOWVM_DISKS_MAX * sizeof(shadowvm_disk_io);
+
+// Where in the file the counts of the disks begin: behind the page and the states of the RAM's pages.
+static size_t DiskIoOffset(size_t ramBytes) {
   const size_t pages = (ramBytes + kPageBytes - 1) / kPageBytes;
   return SHADOWVM_CONTROL_BYTES + (pages + kPageBytes - 1) / kPageBytes * kPageBytes;
 }
@@ -28,7 +31,8 @@ static size_t ControlBytes(size_t ramBytes) {
 ControlPage::ControlPage(std::shared_ptr<SharedMemory> memory) : memory_(std::move(memory)) {}
 
 ControlPage::ControlPage(size_t ramBytes)
-    : ControlPage(std::make_shared<SharedMemory>("shadowvm-control", ControlBytes(ramBytes))) {
+    : ControlPage(std::make_shared<SharedMemory>("shadowvm-control", DiskIoOffset(ramBytes) + kDiskIoBytes)) {
+  page()->io_offset = DiskIoOffset(ramBytes);
   page()->magic = SHADOWVM_CONTROL_MAGIC;
   page()->uffd = -1;
   // Not blocking, for the shim as for us: the pipe is only ever looked at.
@@ -37,7 +41,9 @@ ControlPage::ControlPage(size_t ramBytes)
 
 std::shared_ptr<ControlPage> ControlPage::Adopt(int pid) {
   std::shared_ptr<ControlPage> control(new ControlPage(SharedMemory::Take(pid, SHADOWVM_FD_CONTROL)));
-  if (control->memory_->bytes <= SHADOWVM_CONTROL_BYTES || control->page()->magic != SHADOWVM_CONTROL_MAGIC)
+  if (control->memory_->bytes <= SHADOWVM_CONTROL_BYTES || control->page()->magic != SHADOWVM_CONTROL_MAGIC ||
+      (control->page()->io_offset != 0 && (control->page()->io_offset <= SHADOWVM_CONTROL_BYTES ||
+                                           control->page()->io_offset + kDiskIoBytes != control->memory_->bytes)))
     throw Failure{"ERR_NOT_CONTROL", "mmap", "the process has no control page of this version"};
   control->lifeline_[0] = TakeDescriptor(pid, SHADOWVM_FD_LIFELINE);
   const std::string path = "/proc/self/fd/" + std::to_string(control->lifeline_[0]);
@@ -50,6 +56,11 @@ std::shared_ptr<ControlPage> ControlPage::Adopt(int pid) {
 ControlPage::~ControlPage() {
   for (const int end : lifeline_)
     if (end >= 0) close(end);
+}
+
+shadowvm_disk_io* ControlPage::diskIo(size_t disk) const {
+  if (page()->io_offset == 0 || disk >= SHADOWVM_DISKS_MAX) return nullptr;
+  return reinterpret_cast<shadowvm_disk_io*>(memory_->base + page()->io_offset) + disk;
 }
 
 void ControlPage::Nudge() const {
@@ -95,6 +106,8 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
                    InstanceMethod<&QemuControl::Read>("read"),
                    InstanceMethod<&QemuControl::SetPausedForEpoch>("setPausedForEpoch"),
                    InstanceMethod<&QemuControl::MakeLazy>("makeLazy"),
+                   InstanceMethod<&QemuControl::CountDiskIo>("countDiskIo"),
+                   InstanceMethod<&QemuControl::TakeDiskIo>("takeDiskIo"),
                    InstanceMethod<&QemuControl::MayRead>("mayRead"),
                    InstanceMethod<&QemuControl::WatchDeath>("watchDeath"), InstanceMethod<&QemuControl::Close>("close")});
   constructor_ = Napi::Persistent(constructor);
@@ -178,6 +191,43 @@ void QemuControl::SetPausedForEpoch(const Napi::CallbackInfo& info) {
 
 // makeLazy(): before the start of the process; its RAM will be filled on demand.
 void QemuControl::MakeLazy(const Napi::CallbackInfo& info) { Open(info.Env()).page()->lazy = 1; }
+
+// countDiskIo(extentBytes[]): for each disk, in the order of its descriptors. How many there are must be known before the
+// start of the process; the size of an extent, a power of 2, may change later.
+void QemuControl::CountDiskIo(const Napi::CallbackInfo& info) {
+  const char* const usage = "countDiskIo(extentBytes[])";
+  shadowvm_control* const page = Open(info.Env()).page();
+  if (!info[0].IsArray() || info[0].As<Napi::Array>().Length() > SHADOWVM_DISKS_MAX)
+    throw MakeTypeError(info.Env(), "qemuControl", usage);
+  const Napi::Array sizes = info[0].As<Napi::Array>();
+  for (uint32_t i = 0; i < sizes.Length(); i++) {
+    const int64_t bytes = WholeNumber(sizes.Get(i), kPageBytes, int64_t{1} << 40, "qemuControl", usage);
+    __atomic_store_n(&page->extent_shift[i], static_cast<uint32_t>(__builtin_ctzll(static_cast<uint64_t>(bytes))),
+                     __ATOMIC_RELAXED);
+  }
+  page->disks = sizes.Length();
+}
+
+// takeDiskIo(disk, extents): {read, written}, pages of each extent since the last call. All zeros where nothing counts.
+Napi::Value QemuControl::TakeDiskIo(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const char* const usage = "takeDiskIo(disk, extents)";
+  const ControlPage& control = Open(env);
+  const auto disk = static_cast<size_t>(WholeNumber(info[0], 0, SHADOWVM_DISKS_MAX - 1, "qemuControl", usage));
+  const auto extents = static_cast<size_t>(WholeNumber(info[1], 0, SHADOWVM_EXTENTS_MAX, "qemuControl", usage));
+  shadowvm_disk_io* const io = control.diskIo(disk);
+  const auto take = [&](uint32_t* counts) {
+    Napi::Uint32Array taken = Napi::Uint32Array::New(env, extents);
+    for (size_t i = 0; counts != nullptr && i < extents; i++)
+      if (__atomic_load_n(&counts[i], __ATOMIC_RELAXED) != 0)
+        taken[i] = __atomic_exchange_n(&counts[i], 0, __ATOMIC_RELAXED);
+    return taken;
+  };
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("read", take(io == nullptr ? nullptr : io->read));
+  result.Set("written", take(io == nullptr ? nullptr : io->written));
+  return result;
+}
 
 // mayRead(page): see PageStates.
 Napi::Value QemuControl::MayRead(const Napi::CallbackInfo& info) {

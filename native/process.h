@@ -26,7 +26,9 @@ class ControlPage {
   shadowvm_control* page() const { return reinterpret_cast<shadowvm_control*>(memory_->base); }
   // One byte per page of RAM, an enum shadowvm_page; stateCount() of them.
   uint8_t* states() const { return memory_->base + SHADOWVM_CONTROL_BYTES; }
-  size_t stateCount() const { return memory_->bytes - SHADOWVM_CONTROL_BYTES; }
+  size_t stateCount() const { return (page()->io_offset == 0 ? memory_->bytes : page()->io_offset) - SHADOWVM_CONTROL_BYTES; }
+  // What the guest has read and written of a disk; null when that is not counted.
+  shadowvm_disk_io* diskIo(size_t disk) const;
   int fd() const { return memory_->fd; }
   // To hand to QEMU: the end of the pipe whose other end is ours for as long as we live.
   int lifelineFd() const { return lifeline_[0]; }
@@ -76,6 +78,8 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
   void SetPausedForEpoch(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);
   void MakeLazy(const Napi::CallbackInfo& info);
+  void CountDiskIo(const Napi::CallbackInfo& info);
+  Napi::Value TakeDiskIo(const Napi::CallbackInfo& info);
   Napi::Value MayRead(const Napi::CallbackInfo& info);
   void WatchDeath(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);

@@ -1,6 +1,7 @@
 // The control page: one page of shared memory between a QEMU process (written by the shim preloaded into it) and the
 // manager (which created it and passed it as a file descriptor). It outlives both, so the manager reads it at any time.
-// Behind it in the same file lies a byte for each page of the guest's RAM: its enum shadowvm_page.
+// Behind it in the same file lies a byte for each page of the guest's RAM: its enum shadowvm_page; behind those, what the
+// guest reads from its disks and writes to them: a struct shadowvm_disk_io for each.
 #pragma once
 #include <stdint.h>
 
@@ -12,7 +13,17 @@
 #define SHADOWVM_FD_CONTROL 4
 #define SHADOWVM_FD_LIFELINE 7  // read end of a pipe of which a manager has the other end for as long as it lives
 #define SHADOWVM_FD_RESCUE 8    // QEMU's end of a monitor; the shim opens it, and has the other end
+#define SHADOWVM_FD_DISKS 9     // from here on its disks, one after the other
 #define SHADOWVM_FD_FREE 64     // from here on nothing is handed over
+
+#define SHADOWVM_DISKS_MAX 4u
+#define SHADOWVM_EXTENTS_MAX 16384u
+
+// How many pages (of 4 KiB) of each extent of a disk the guest has read and written since a manager last took the counts.
+struct shadowvm_disk_io {
+  uint32_t read[SHADOWVM_EXTENTS_MAX];
+  uint32_t written[SHADOWVM_EXTENTS_MAX];
+};
 
 enum shadowvm_tracking {
   SHADOWVM_TRACKING_UNSEEN = 0,      // the shim has not seen QEMU map the guest's RAM (yet)
@@ -46,4 +57,7 @@ struct shadowvm_control {
   uint32_t lazy;              // before the start: the RAM is filled on demand, register it for missing pages too
   uint32_t filled;            // a lazy RAM is complete: what is missing now is zeros
   uint32_t paused_for_epoch;  // the guest stands still, and is to run again should its manager die meanwhile
+  uint32_t disks;             // before the start: how many descriptors from SHADOWVM_FD_DISKS on are disks
+  uint32_t extent_shift[SHADOWVM_DISKS_MAX];  // an extent of a disk has 1 << this bytes
+  uint64_t io_offset;         // of the counts in this file; 0: there are none
 };

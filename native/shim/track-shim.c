@@ -1,9 +1,10 @@
-// Preloaded into QEMU (LD_PRELOAD). It does three things that only code inside the process can do:
+// Preloaded into QEMU (LD_PRELOAD). It does four things that only code inside the process can do:
 //
 //  1. registers the mapping of the guest's RAM with userfaultfd in asynchronous write-protect mode, so that the manager
 //     can ask the kernel which pages were written (PAGEMAP_SCAN) with no handler standing in the guest's way;
 //  2. holds a robust futex in the control page, so that the manager learns of the process's death in microseconds;
-//  3. stands in for a manager that died (guard.c).
+//  3. stands in for a manager that died (guard.c);
+//  4. counts what the guest reads from its disks and writes to them (disk-io.c).
 //
 // The alternative, KVM's or QEMU's own dirty log, is readable only through QEMU itself (a migration), which stops far
 // longer and exists for one migration at a time.
@@ -26,6 +27,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "disk-io.h"
 #include "guard.h"
 #include "kernel-abi.h"
 
@@ -133,6 +135,7 @@ __attribute__((constructor)) static void start(void) {
   if (page == MAP_FAILED || page->magic != SHADOWVM_CONTROL_MAGIC) return;
   control = page;
   rescue = open_rescue();
+  count_disk_io(control, (size_t)control_stat.st_size);
   // All signals blocked: QEMU takes process-wide signals through a signalfd and must go on getting them.
   sigset_t all, before;
   sigfillset(&all);

@@ -36,6 +36,8 @@ export interface DiskAttachment {
   name: string;
   readOnly: boolean;
   cache: DiskCache;
+  /** How finely the guest's use of it is counted: a power of 2. */
+  extentBytes?: number;
   /** In this process; QEMU has them from QEMU_FD.more on, in their order. */
   fd: number;
 }

@@ -11,6 +11,7 @@ import { diesOfSigkill } from '../host/process-stat.js';
 import { isNativeFailure, NATIVE_BUILD_DIR } from '../native/index.js';
 import { adoptFile, createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
 import { Pager, type PageSource } from '../native/pager.js';
+import { MIB } from '../vm/spec.js';
 import { clearPort, GuestAgent } from './agent.js';
 import { QEMU_FD, type QemuShape, qemuArgv } from './argv.js';
 import { QmpClient } from './qmp.js';
@@ -85,6 +86,7 @@ export class QemuProcess {
     const ram = new GuestRam(`shadowvm-${name}`, ramBytes);
     const control = new QemuControl(ramBytes);
     if (options.lazy) control.makeLazy();
+    control.countDiskIo((options.disks ?? []).map(({ extentBytes }) => extentBytes ?? MIB));
     const deviceStateFd = createMemoryFile(`shadowvm-${name}-devices`);
     // Where in its log this start's words begin.
     const logStart = fs.existsSync(options.qemuLogPath) ? fs.statSync(options.qemuLogPath).size : 0;

@@ -31,8 +31,9 @@ export interface QmpCommands {
   'query-blockstats': { args: undefined; result: DeviceStats[] };
   'query-named-block-nodes': {
     args: { flat: boolean };
-    result: { 'node-name': string; 'dirty-bitmaps'?: { name: string }[] }[];
+    result: { 'node-name': string; image: { 'virtual-size': number }; 'dirty-bitmaps'?: { name: string }[] }[];
   };
+  block_resize: { args: { 'node-name': string; size: number }; result: object };
   'blockdev-add': {
     args: {
       driver: 'nbd';

@@ -1,0 +1,114 @@
+/**
+ * Has what a guest uses of its disks in the host's page cache, where the guest will read it after a promotion. A hint to
+ * the kernel and no more: nothing waits for it, and what it is wrong about costs a read.
+ */
+import { closeSync } from 'node:fs';
+import { readAhead } from '../native/disk.js';
+import type { HeatMap } from './heat-map.js';
+
+/** For the steady kind; a promotion takes what it can get. */
+const BYTES_PER_LOOK = 16 * 1024 * 1024;
+/** At once, so that a guest's own reads get their turn. */
+const CHUNK_BYTES = 1024 * 1024;
+/** What is cached costs nearly nothing to ask for, and still not every second. */
+const REST_LOOKS = 5;
+
+interface Part {
+  disk: string;
+  offset: number;
+  bytes: number;
+}
+
+export interface PrefetchOptions {
+  /** Of all disks together. */
+  budgetBytes: number;
+  maps: () => ReadonlyMap<string, HeatMap>;
+  /** Opens a disk's file for reading; null when there is none. The descriptor is the caller's. */
+  open: (disk: string) => number | null;
+}
+
+/** The parts of disks that are worth the budget, in the order of their use. Pure. */
+export function partsWithin(maps: ReadonlyMap<string, HeatMap>, budgetBytes: number): Part[] {
+  const parts: (Part & { heat: number })[] = [];
+  for (const [disk, map] of maps)
+    for (const extent of map.wanted()) {
+      const offset = extent * map.extentBytes;
+      const bytes = Math.min(map.extentBytes, map.diskBytes - offset);
+      const heat = map.comesNext().includes(extent) ? Number.POSITIVE_INFINITY : map.heat(extent) / bytes;
+      parts.push({ disk, offset, bytes, heat });
+    }
+  let left = budgetBytes;
+  return parts
+    .sort((a, b) => (a.heat === b.heat ? 0 : b.heat - a.heat))
+    .filter(({ bytes }) => {
+      left -= bytes;
+      return left >= 0;
+    })
+    .map(({ disk, offset, bytes }) => ({ disk, offset, bytes }));
+}
+
+export class Prefetch {
+  private queue: Part[] = [];
+  private restLooks = 0;
+  private running: Promise<void> | null = null;
+  private closed = false;
+  /** Asked for so far, bytes. */
+  totalBytes = 0;
+
+  constructor(private readonly options: PrefetchOptions) {}
+
+  /** Once a second: goes a little further through what is worth it, and begins anew after a rest. */
+  look(): void {
+    if (this.running !== null || this.closed) return;
+    const { maps, budgetBytes } = this.options;
+    const next = [...maps().values()].some((map) => map.comesNext().length > 0);
+    if (next || (this.queue.length === 0 && this.restLooks-- <= 0)) {
+      this.queue = partsWithin(maps(), budgetBytes);
+      this.restLooks = REST_LOOKS;
+    }
+    const now: Part[] = [];
+    for (let bytes = 0; this.queue.length > 0 && bytes < BYTES_PER_LOOK; bytes += (now.at(-1) as Part).bytes)
+      now.push(this.queue.shift() as Part);
+    this.begin(now);
+  }
+
+  /** All of it, as fast as the disk can. */
+  rush(): Promise<void> {
+    const { maps, budgetBytes } = this.options;
+    this.queue = [];
+    this.begin(partsWithin(maps(), budgetBytes));
+    return this.running ?? Promise.resolve();
+  }
+
+  async close(): Promise<void> {
+    this.closed = true;
+    await this.running;
+  }
+
+  private begin(parts: readonly Part[]): void {
+    if (parts.length === 0) return;
+    this.running = this.fetch(parts).finally(() => {
+      this.running = null;
+    });
+  }
+
+  private async fetch(parts: readonly Part[]): Promise<void> {
+    const fds = new Map<string, number | null>();
+    try {
+      for (const { disk, offset, bytes } of parts) {
+        let fd = fds.get(disk);
+        if (fd === undefined) {
+          fd = this.options.open(disk);
+          fds.set(disk, fd);
+        }
+        for (let at = 0; fd !== null && at < bytes && !this.closed; at += CHUNK_BYTES) {
+          const length = Math.min(CHUNK_BYTES, bytes - at);
+          await readAhead(fd, offset + at, length);
+          this.totalBytes += length;
+        }
+      }
+    } finally {
+      for (const fd of fds.values()) if (fd !== null) closeSync(fd);
+    }
+  }
+}
