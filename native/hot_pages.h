@@ -5,18 +5,29 @@
 // The file is a hint and never an authority: a page is only taken from it when it has the checksum that the source knows
 // (PageSource::Holds). One that is missing, foreign or damaged costs time.
 //
-//     "SVMHOT1\n"   u32 pages   u32 stored bytes   u32 page number [pages]   zstd frame of the contents
+// The pages come in the order in which they were waited for, and are packed a few at a time: those that the devices are
+// loaded with are there before the last ones are unpacked.
+//
+//     "SVMHOT2\n"   u32 pages   u32 page number [pages]   u32 stored bytes [chunks]   zstd frame [chunks]
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <string>
 
 #include "page_source.h"
 
 constexpr size_t kHotPagesMax = 1536;  // 6 MiB, a few milliseconds of filling
+constexpr size_t kHotPagesFirst = 128;  // always kept: the devices are loaded with them
+
+constexpr size_t kHotChunkPages = 32;
 
 struct HotPages {
   std::vector<uint32_t> numbers;
-  std::vector<uint8_t> contents;  // kPageBytes each, in the same order
+  std::vector<std::vector<uint8_t>> chunks;  // contents of kHotChunkPages each, the last one of what is left
+
+  size_t PagesOf(size_t chunk) const { return std::min(kHotChunkPages, numbers.size() - chunk * kHotChunkPages); }
+  // `out` has room for kHotChunkPages. False: it is damaged.
+  bool Unpack(size_t chunk, uint8_t* out) const;
 };
 
 // Those of the file; none when it is not there or not whole. Throws nothing but std::bad_alloc.
@@ -24,6 +35,6 @@ HotPages ReadHotPages(const std::string& path);
 // Replaces the file at once or not at all, by what the source holds now; gives up when `stop` is set. Throws Failure.
 void WriteHotPages(const std::string& path, const PageSource& source, const std::vector<uint32_t>& numbers,
                    const std::atomic<bool>& stop);
-// `filled` and then what was missing all the same, each once. When there are too many the oldest go: what was waited for
-// last is certainly needed.
+// `filled` and then what was missing all the same, each once. When there are too many the oldest go, but the very first:
+// what was waited for last is certainly needed.
 std::vector<uint32_t> MergeHotPages(const std::vector<uint32_t>& filled, const std::vector<uint32_t>& missed);

@@ -261,14 +261,18 @@ std::vector<uint32_t> Pager::FillHot(const std::string& path, PageScratch& scrat
     hot_ = hot.numbers;
   }
   std::vector<uint32_t> changed;
-  for (size_t i = 0; i < hot.numbers.size() && !stop_; i++) {
-    const uint32_t page = hot.numbers[i];
-    if (page >= source_->pages() || states_.Get(page) != SHADOWVM_PAGE_ABSENT) continue;
-    const uint8_t* content = hot.contents.data() + i * kPageBytes;
-    if (!source_->Holds(page, content))
-      changed.push_back(page);
-    else if (Install(page, content) == Installed::kYes)
-      filledPages_++;
+  std::vector<uint8_t> contents(kHotChunkPages * kPageBytes);
+  for (size_t chunk = 0; chunk < hot.chunks.size() && !stop_; chunk++) {
+    const bool whole = hot.Unpack(chunk, contents.data());
+    for (size_t i = 0; i < hot.PagesOf(chunk); i++) {
+      const uint32_t page = hot.numbers[chunk * kHotChunkPages + i];
+      if (page >= source_->pages() || states_.Get(page) != SHADOWVM_PAGE_ABSENT) continue;
+      const uint8_t* content = contents.data() + i * kPageBytes;
+      if (!whole || !source_->Holds(page, content))
+        changed.push_back(page);
+      else if (Install(page, content) == Installed::kYes)
+        filledPages_++;
+    }
   }
   source_->Expect(changed);
   for (size_t i = 0; i < changed.size() && !stop_; i++) FillPage(changed[i], scratch, true);

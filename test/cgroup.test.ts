@@ -72,6 +72,12 @@ describe.skipIf(opened.driver === null)('cgroups', () => {
     await sleep(300);
     const [light, heavy] = await Promise.all([cpuSharePercent('light', 1500), cpuSharePercent('heavy', 1500)]);
     expect(heavy).toBeGreaterThan(light * 3);
+    // Idle: next to nothing, however much it weighs.
+    driver.setLimits('light', { cpuWeight: 1000 });
+    driver.makeIdle('light');
+    await sleep(300);
+    const [idle, others] = await Promise.all([cpuSharePercent('light', 500), cpuSharePercent('heavy', 500)]);
+    expect(others).toBeGreaterThan(idle * 3);
   });
 
   test('memory is charged and limited; a limit below what is in use is refused', async () => {

@@ -144,7 +144,8 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
       await until('the hot pages', () => pager.stats().filledPages === hot);
       await shadow.loadDevices(golden.deviceState, 10_000);
       await shadow.qmp.execute('cont');
-      await until('the first heartbeat', () => shadow.agent.beats > 0);
+      await until('pages that the guest waits for', () => pager.stats().faults >= 100);
+      await shadow.qmp.execute('stop');
       return { shadow, pager, ended, faults: pager.stats().faults };
     };
     try {
@@ -156,17 +157,20 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
       await first.shadow.dispose();
       await first.ended;
 
+      // What it needs depends on how far memcheck comes; it waits for none of those that the first waited for.
       const second = await wake(hotPath);
-      expect(second.faults).toBeLessThan(first.faults / 2);
-      expect([...second.pager.needed().slice(0, needed.length)]).toEqual([...needed]);
+      const neededNow = second.pager.needed();
+      expect([...neededNow.slice(0, needed.length)]).toEqual([...needed]);
+      const waitedAgain = second.faults - (neededNow.length - needed.length);
+      expect(waitedAgain).toBeLessThan(needed.length / 10);
       await second.shadow.dispose();
       await second.ended;
 
       // The file of another guest, one that is cut short, one with other bytes: the RAM is what the source says.
       const whole = readFileSync(hotPath);
-      const numbers = 16 + 4 * needed.length;
+      const numbers = 12 + 4 * needed.length;
       const others = Buffer.from(whole);
-      for (let i = 0; i < needed.length; i++) others.writeUInt32LE(needed.at(-1 - i) as number, 16 + 4 * i);
+      for (let i = 0; i < needed.length; i++) others.writeUInt32LE(needed.at(-1 - i) as number, 12 + 4 * i);
       const flipped = Buffer.from(whole);
       for (let i = numbers; i < flipped.length; i += 997) flipped[i]! ^= 0x5a;
       const huge = Buffer.from(whole);

@@ -150,7 +150,9 @@ function typesSince(seq: number, vm: string): string[] {
 const newestSeq = () => manager.events.list({ limit: 1 })[0]?.seq ?? 0;
 
 function recordOf(name: string): { generation: number; state: string } {
-  return JSON.parse(readFileSync(`${manager.stateDir.vmsDir}/${name}/vm.json`, 'utf8'));
+  const { stateDir } = manager;
+  const note = stateDir.notePath(name);
+  return JSON.parse(readFileSync(existsSync(note) ? note : stateDir.recordPath(name), 'utf8'));
 }
 
 /** Of one VM, while the manager lives. */
@@ -296,27 +298,41 @@ describe('a VM with a shadow', () => {
     await manager.port.changeStandby('web', { level: 'process' });
   });
 
-  test('runs the new generation only when it is on disk', async () => {
+  test('tells the next manager of the new generation before it runs, and waits for no disk', async () => {
     await manager.shadowReady('web');
     const { generation } = manager.port.showVm('web');
     const { stateDir } = manager;
+    const note = stateDir.noteVmRecord.bind(stateDir);
     const save = stateDir.saveVmRecord.bind(stateDir);
-    let savedAtNs = 0n;
-    // A slow disk.
+    let notedAtNs = 0n;
+    let saved = Promise.resolve();
+    stateDir.noteVmRecord = (record) => {
+      note(record);
+      expect(JSON.parse(readFileSync(stateDir.notePath('web'), 'utf8')).generation).toBe(generation + 1);
+      notedAtNs = process.hrtime.bigint();
+    };
+    let diskIsFree = () => {};
+    const disk = new Promise<void>((resolve) => {
+      diskIsFree = resolve;
+    });
     stateDir.saveVmRecord = async (record) => {
-      if (record.generation > generation && savedAtNs === 0n) {
-        await sleep(400);
-        await save(record);
-        expect(recordOf('web').generation).toBe(generation + 1);
-        savedAtNs = process.hrtime.bigint();
-      } else await save(record);
+      await disk;
+      saved = save(record);
+      await saved;
     };
     try {
       const promotion = await failOver('web', kill);
-      expect(savedAtNs).toBeGreaterThan(0n);
-      expect(BigInt(promotion.resumedAtNs)).toBeGreaterThan(savedAtNs);
+      expect(notedAtNs).toBeGreaterThan(BigInt(promotion.decidedAtNs));
+      expect(BigInt(promotion.resumedAtNs)).toBeGreaterThan(notedAtNs);
+      expect(existsSync(stateDir.notePath('web'))).toBe(true);
       await memcheck.goesOnFrom(promotion);
+      diskIsFree();
+      await until('it to be saved', () => !existsSync(stateDir.notePath('web')));
+      await saved;
+      expect(recordOf('web').generation).toBe(generation + 1);
     } finally {
+      diskIsFree();
+      stateDir.noteVmRecord = note;
       stateDir.saveVmRecord = save;
     }
   });
@@ -483,9 +499,10 @@ describe('other VMs', () => {
     await manager.shadowReady('full');
     await until('a QEMU that waits', () => manager.processes('full').shadow !== null);
     const { stateDir } = manager;
-    const save = stateDir.saveVmRecord.bind(stateDir);
-    stateDir.saveVmRecord = (record) =>
-      record.generation > 0 ? Promise.reject(new Error('the disk is full')) : save(record);
+    const note = stateDir.noteVmRecord.bind(stateDir);
+    stateDir.noteVmRecord = () => {
+      throw new Error('the disk is full');
+    };
     try {
       const shadow = manager.processes('full').shadow!;
       const failed = manager.nextEvent('full', 'vm.failed');
@@ -499,7 +516,7 @@ describe('other VMs', () => {
       expect([isAlive(shadow.pid), leftoversOf('full')]).toEqual([false, []]);
       expect(recordOf('full').generation).toBe(0);
     } finally {
-      stateDir.saveVmRecord = save;
+      stateDir.noteVmRecord = note;
     }
   });
 

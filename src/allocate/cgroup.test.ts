@@ -88,6 +88,8 @@ describe('v2', () => {
     expect(content('u/shadowvm-1/web/cpu.max')).toBe('12500 100000');
     expect(content('u/shadowvm-1/web/memory.max')).toBe(`${64 * 1024 * 1024}`);
     expect(content('u/shadowvm-1/web/cpu.weight')).toBe('7');
+    driver.makeIdle('web');
+    expect(content('u/shadowvm-1/web/cpu.idle')).toBe('1');
     driver.setLimits('web', { cpuPercent: null });
     expect(content('u/shadowvm-1/web/cpu.max')).toBe('max 100000');
     expect(content('u/shadowvm-1/web/memory.max')).toBe(`${64 * 1024 * 1024}`);

@@ -45,6 +45,11 @@ export interface CgroupDriver {
    * would kill a process of the group), INVALID_ARGUMENT
    */
   setLimits(name: string, limits: CgroupLimits): void;
+  /**
+   * From now on its processes get CPU only when nobody else wants it, and give it up at once. For good: it is for those
+   * that end. @throws CGROUP_FAILED
+   */
+  makeIdle(name: string): void;
   /** Share of all cgroups of this driver together, 1–10000. @throws CGROUP_FAILED */
   weighAll(cpuWeight: number): void;
   /** @throws CGROUP_FAILED */
@@ -227,6 +232,20 @@ class TreeDriver implements CgroupDriver {
       requireRange('memoryBytes', memoryBytes, MEMORY_BYTES_MIN, Number.MAX_SAFE_INTEGER);
     if (cpuWeight !== undefined) requireRange('cpuWeight', cpuWeight, 1, 10_000);
     attempt('set the limits of a cgroup', name, () => this.#write(name, limits));
+  }
+
+  makeIdle(name: string): void {
+    requireName(name);
+    const { v1, v2 } = this.tree;
+    attempt('make a cgroup idle', name, () => {
+      try {
+        write(join(v1 === undefined ? v2 : v1.cpu, name, 'cpu.idle'), '1');
+      } catch (error) {
+        // Kernels before 5.15. Not for writeFile to make: it is no file of a disk.
+        if (!['ENOENT', 'EACCES', 'EPERM'].includes(codeOf(error) ?? '')) throw error;
+        this.#write(name, { cpuWeight: 1 });
+      }
+    });
   }
 
   weighAll(cpuWeight: number): void {

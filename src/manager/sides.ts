@@ -59,6 +59,8 @@ export class VmSides {
   private readonly trails = new Map<Side, PacketTrail>();
   /** One for each launch: memory of an earlier process may stay charged to its group for a while. */
   private readonly groups = new Map<Side, string>();
+  /** Of the QEMUs that were killed for a promotion: no limits are for them any more. */
+  private readonly dying = new Set<string>();
   private readonly log: Logger;
   /** What the primary may use; its shadow gets the same before it takes over. */
   private given: PrimaryLimits;
@@ -154,7 +156,7 @@ export class VmSides {
    */
   limit(side: Side, as: 'waiting' | 'awakening' | 'primary'): void {
     const group = this.groups.get(side);
-    if (group === undefined) return;
+    if (group === undefined || this.dying.has(group)) return;
     const { cpuPercent, cpuWeight } = this.given;
     this.host.cgroups?.setLimits(
       group,
@@ -166,6 +168,17 @@ export class VmSides {
             memoryBytes: null,
           },
     );
+  }
+
+  /**
+   * To take the memory of a killed QEMU apart costs the kernel 30 ms of CPU per GiB, which the awakening guest would wait
+   * for. @throws CGROUP_FAILED
+   */
+  letDie(side: Side): void {
+    const group = this.groups.get(side);
+    if (group === undefined) return;
+    this.dying.add(group);
+    this.host.cgroups?.makeIdle(group);
   }
 
   /** From now on the primary, and who becomes it, may use this. @throws CGROUP_FAILED */
@@ -309,6 +322,7 @@ export class VmSides {
     const group = this.groups.get(side);
     this.groups.delete(side);
     if (group === undefined) return;
+    this.dying.delete(group);
     await this.host.cgroups
       ?.remove(group)
       .catch((error: unknown) => this.log.error({ err: error, vm: this.spec.name }, 'removing a cgroup'));

@@ -146,6 +146,28 @@ test('saves of one VM that overlap end with the newest, and a removal after them
   await state.close();
 });
 
+test('a note is found by the next manager until it is saved; one that is not whole counts as none', async () => {
+  const state = StateDir.open(dir);
+  await state.saveVmRecord(record('web'));
+  state.noteVmRecord(record('web', 2));
+  await state.close();
+  const next = StateDir.open(dir);
+  expect(await next.loadVmRecords(noEvents)).toEqual([record('web', 2)]);
+  const older = next.saveVmRecord(record('web', 2));
+  next.noteVmRecord(record('web', 3)); // while a save is under way that does not know of it
+  await older;
+  expect(await next.loadVmRecords(noEvents)).toEqual([record('web', 3)]);
+  await next.saveVmRecord(record('web', 3));
+  expect(existsSync(next.notePath('web'))).toBe(false);
+  for (const text of ['', '{"version":1,"spe', JSON.stringify(record('db', 9)), JSON.stringify(record('web', 2))]) {
+    writeFileSync(next.notePath('web'), text);
+    expect(await next.loadVmRecords(noEvents)).toEqual([record('web', 3)]);
+  }
+  await next.saveVmRecord(record('web', 3));
+  expect(existsSync(next.notePath('web'))).toBe(false);
+  await next.close();
+});
+
 test.each([
   ['half a file', '{"version":1,"spe'],
   ['another version', JSON.stringify({ ...record('web'), version: 2 })],

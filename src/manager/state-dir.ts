@@ -26,6 +26,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  writeFileSync,
   writeSync,
 } from 'node:fs';
 import { open, readdir, readFile, rename, rm, unlink } from 'node:fs/promises';
@@ -148,6 +149,8 @@ export class StateDir implements StateLayout {
   #lockFd: number | null;
   /** The newest write of each VM's record. One at a time, or an older record could be renamed over a newer one. */
   readonly #writes = new Map<string, Promise<void>>();
+  /** VMs whose note is newer than any save that was begun. */
+  readonly #noted = new Set<string>();
 
   private constructor(layout: StateLayout, lockFd: number) {
     this.root = layout.root;
@@ -213,6 +216,10 @@ export class StateDir implements StateLayout {
   recordPath(name: string): string {
     return join(this.vmDir(name), 'vm.json');
   }
+  /** Of what a promotion had no time to save. */
+  notePath(name: string): string {
+    return `${this.recordPath(name)}.next`;
+  }
   consoleLogPath(name: string): string {
     return join(this.vmDir(name), 'console.log');
   }
@@ -240,15 +247,44 @@ export class StateDir implements StateLayout {
   saveVmRecord(record: VmRecord): Promise<void> {
     const name = record.spec.name;
     // Made text at once: the caller goes on changing its record while an earlier save is still being written.
-    const text = JSON.stringify(vmRecordSchema.parse(record), null, 2) + '\n';
+    const text = recordText(record);
+    const noted = this.#noted.delete(name);
     return this.#inOrder(name, async () => {
       try {
         mkdirSync(this.vmDir(name), { recursive: true, mode: 0o700 });
       } catch (error) {
         throw fileError(error, 'make the directory of the VM', this.vmDir(name));
       }
-      await writeFileAtomic(this.recordPath(name), text);
+      try {
+        await writeFileAtomic(this.recordPath(name), text);
+      } catch (error) {
+        if (noted) this.#noted.add(name);
+        throw error;
+      }
+      if (noted && !this.#noted.has(name)) await rm(this.notePath(name), { force: true });
     });
+  }
+
+  /**
+   * The next manager finds it, but waits for no disk: after a power loss the record before it counts. That is enough for a
+   * promotion, as a power loss ends both QEMUs too; a save has to follow. @throws NO_SPACE
+   */
+  noteVmRecord(record: VmRecord): void {
+    const { name } = record.spec;
+    try {
+      writeFileSync(this.notePath(name), recordText(record), { mode: 0o600 });
+    } catch (error) {
+      throw fileError(error, 'write the file', this.notePath(name));
+    }
+    this.#noted.add(name);
+  }
+
+  /** A note that was left by a manager which ended before it could save: one that is not whole was never relied on. */
+  async #newerOf(record: VmRecord): Promise<VmRecord> {
+    const { name } = record.spec;
+    const note = await readJson(this.notePath(name), vmRecordSchema).catch(() => null);
+    if (existsSync(this.notePath(name))) this.#noted.add(name);
+    return note !== null && note.spec.name === name && note.generation > record.generation ? note : record;
   }
 
   /** Forgets a VM with its logs. The record goes first: a removal cut short leaves a directory that counts as nothing. */
@@ -280,7 +316,7 @@ export class StateDir implements StateLayout {
             await rm(this.vmDir(name), { recursive: true, force: true });
         } else if (record.spec.name !== name) {
           throw corrupt(path, `it is about a VM with another name, ${record.spec.name}`);
-        } else records.push(record);
+        } else records.push(await this.#newerOf(record));
       } catch (error) {
         if (!(error instanceof ShadowVmError && error.code === 'STATE_CORRUPT')) throw error;
         const movedTo = `${path}.corrupt`;
@@ -307,6 +343,10 @@ export class StateDir implements StateLayout {
     mine.then(forget, forget);
     return mine;
   }
+}
+
+function recordText(record: VmRecord): string {
+  return `${JSON.stringify(vmRecordSchema.parse(record), null, 2)}\n`;
 }
 
 let temporaryFiles = 0;

@@ -206,8 +206,13 @@ export class VmCore {
     };
   }
 
-  save(generation = this.generation): Promise<void> {
-    return this.host.options.stateDir.saveVmRecord(this.record(generation));
+  save(): Promise<void> {
+    return this.host.options.stateDir.saveVmRecord(this.record());
+  }
+
+  /** For the next manager, at once; saved by the next save. @throws NO_SPACE */
+  note(generation: number): void {
+    this.host.options.stateDir.noteVmRecord(this.record(generation));
   }
 
   /** Saves it in the background; what keeps it from that is logged, and the next save mends it. */
