@@ -11,6 +11,7 @@ import type { QemuProcess } from '../qemu/process.js';
 import { formatBytesExact } from '../vm/quantity-text.js';
 import { DISK_BYTES_MAX, type DiskSpec, MIB } from '../vm/spec.js';
 import type { OnProgress } from '../vm/view.js';
+import { faultPoint } from './fault-point.js';
 import type { VmCore } from './vm-core.js';
 
 const ATTEMPTED = 'resize the disk';
@@ -63,6 +64,7 @@ export async function growDisk(core: VmCore, disk: DiskSpec, toBytes: number, pr
   };
   progress({ message: 'the disk grows' });
   await resize(toBytes);
+  faultPoint('resize', 1);
   try {
     await settleSizes(core, primary);
   } catch (error) {
