@@ -120,7 +120,8 @@ test('a disk goes where its guest goes: back in time, into a snapshot, a clone, 
 
 test('disks are copied from files, and read-only ones are used in place by several VMs', async () => {
   const base = join(scratch, 'base.img');
-  writeFileSync(base, Buffer.alloc(3 * MIB + 512, 'base\n'));
+  // One that nobody may write is as good to be copied as another.
+  writeFileSync(base, Buffer.alloc(3 * MIB + 512, 'base\n'), { mode: 0o444 });
   const disks = [
     { name: 'copy', path: base },
     { name: 'base', path: base, readOnly: true },

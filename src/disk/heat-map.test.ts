@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { MIB } from '../vm/spec.js';
 import { extentBytesOf, HeatMap } from './heat-map.js';
+import { partsWithin } from './prefetch.js';
 
 const GIB = 1024 * MIB;
 const PAGES = 256; // of an extent of 1 MiB
@@ -47,7 +48,6 @@ describe('what comes next', () => {
     const map = new HeatMap(16 * MIB);
     map.add(counts(16, { 3: PAGES, 4: 10 }), 0);
     expect(map.comesNext()).toEqual([5, 6]);
-    expect(map.wanted().slice(0, 2)).toEqual([5, 6]);
     map.add(counts(16, { 4: PAGES - 10, 5: PAGES, 6: 1 }), 1000);
     expect(map.comesNext()).toEqual([7, 8]);
     map.add(counts(16, {}), 2000);
@@ -61,4 +61,18 @@ describe('what comes next', () => {
     map.add(counts(16, { 14: PAGES, 15: PAGES }), 0);
     expect(map.comesNext()).toEqual([]);
   });
+});
+
+test('of several disks, the budget goes to what is hottest for its size', () => {
+  const [small, big] = [new HeatMap(4 * MIB), new HeatMap(32 * GIB)];
+  small.add(counts(4, { 0: 10, 3: 100 }), 0);
+  big.add(counts(16_384, { 7: 150 }), 0);
+  const maps = new Map([
+    ['small', small],
+    ['big', big],
+  ]);
+  const part = (disk: string, offsetMib: number, mib: number) => ({ disk, offset: offsetMib * MIB, bytes: mib * MIB });
+  expect(partsWithin(maps, 3 * MIB)).toEqual([part('small', 3, 1), part('big', 14, 2)]);
+  expect(partsWithin(maps, MIB)).toEqual([part('small', 3, 1)]);
+  expect(partsWithin(maps, 0)).toEqual([]);
 });

@@ -100,12 +100,7 @@ export class HeatMap {
     return used.sort((a, b) => this.heat(b) - this.heat(a));
   }
 
-  /** What is to be had in the page cache: first what comes next, then the hottest. */
-  wanted(): number[] {
-    return [...new Set([...this.ahead, ...this.hottest()])];
-  }
-
-  /** Where the next reads of one that reads in order will be. */
+  /** The extents in which the next reads of one that reads in order will be. */
   comesNext(): readonly number[] {
     return this.ahead;
   }

@@ -27,24 +27,27 @@ export interface PrefetchOptions {
   open: (disk: string) => number | null;
 }
 
-/** The parts of disks that are worth the budget, in the order of their use. Pure. */
+/** The parts of disks that are worth the budget, the hottest for their size first. Pure. */
 export function partsWithin(maps: ReadonlyMap<string, HeatMap>, budgetBytes: number): Part[] {
-  const parts: (Part & { heat: number })[] = [];
-  for (const [disk, map] of maps)
-    for (const extent of map.wanted()) {
-      const offset = extent * map.extentBytes;
-      const bytes = Math.min(map.extentBytes, map.diskBytes - offset);
-      const heat = map.comesNext().includes(extent) ? Number.POSITIVE_INFINITY : map.heat(extent) / bytes;
-      parts.push({ disk, offset, bytes, heat });
-    }
+  const parts = [...maps].flatMap(([disk, map]) =>
+    map.hottest().map((extent) => {
+      const part = partOf(disk, map, extent);
+      return { part, heat: map.heat(extent) / part.bytes };
+    }),
+  );
   let left = budgetBytes;
   return parts
-    .sort((a, b) => (a.heat === b.heat ? 0 : b.heat - a.heat))
+    .sort((a, b) => b.heat - a.heat)
+    .map(({ part }) => part)
     .filter(({ bytes }) => {
       left -= bytes;
       return left >= 0;
-    })
-    .map(({ disk, offset, bytes }) => ({ disk, offset, bytes }));
+    });
+}
+
+function partOf(disk: string, { extentBytes, diskBytes }: HeatMap, extent: number): Part {
+  const offset = extent * extentBytes;
+  return { disk, offset, bytes: Math.min(extentBytes, diskBytes - offset) };
 }
 
 export class Prefetch {
@@ -61,14 +64,19 @@ export class Prefetch {
   look(): void {
     if (this.running !== null || this.closed) return;
     const { maps, budgetBytes } = this.options;
-    const next = [...maps().values()].some((map) => map.comesNext().length > 0);
-    if (next || (this.queue.length === 0 && this.restLooks-- <= 0)) {
+    if (this.queue.length === 0 && this.restLooks-- <= 0) {
       this.queue = partsWithin(maps(), budgetBytes);
       this.restLooks = REST_LOOKS;
     }
     const now: Part[] = [];
-    for (let bytes = 0; this.queue.length > 0 && bytes < BYTES_PER_LOOK; bytes += (now.at(-1) as Part).bytes)
-      now.push(this.queue.shift() as Part);
+    let bytes = 0;
+    const take = (part: Part | undefined) => {
+      if (part === undefined || bytes >= BYTES_PER_LOOK) return false;
+      bytes += part.bytes;
+      return now.push(part) > 0;
+    };
+    for (const [disk, map] of maps()) for (const extent of map.comesNext()) if (!take(partOf(disk, map, extent))) break;
+    while (bytes < BYTES_PER_LOOK && take(this.queue.shift()));
     this.begin(now);
   }
 
@@ -87,9 +95,10 @@ export class Prefetch {
 
   private begin(parts: readonly Part[]): void {
     if (parts.length === 0) return;
-    this.running = this.fetch(parts).finally(() => {
-      this.running = null;
+    const all: Promise<void> = Promise.all([this.running, this.fetch(parts)]).then(() => {
+      if (this.running === all) this.running = null;
     });
+    this.running = all;
   }
 
   private async fetch(parts: readonly Part[]): Promise<void> {
