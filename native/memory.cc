@@ -52,6 +52,13 @@ SharedMemory::~SharedMemory() {
   close(fd);
 }
 
+size_t NextDataPage(const SharedMemory& memory, size_t page) {
+  const off_t data = lseek(memory.fd, static_cast<off_t>(page * kPageBytes), SEEK_DATA);
+  if (data >= 0) return static_cast<size_t>(data) / kPageBytes;
+  if (errno != ENXIO) throw ErrnoFailure(errno, "lseek", "guest RAM");
+  return memory.bytes / kPageBytes;  // nothing but a hole up to the end
+}
+
 Napi::FunctionReference GuestRam::constructor_;
 
 void GuestRam::Register(Napi::Env env, Napi::Object exports) {

@@ -36,6 +36,8 @@ class SharedMemory {
 // would make the kernel allocate its pages; this lets callers leave holes alone. Throws Failure.
 template <typename Visit>
 void VisitExtents(const SharedMemory& memory, Visit visit);
+// The first page from `page` on that is no hole; the number of pages when there is none. Throws Failure.
+size_t NextDataPage(const SharedMemory& memory, size_t page);
 
 // The JavaScript object GuestRam(name, bytes); GuestRam.adopt(pid, number) for one that a process has open.
 class GuestRam : public Napi::ObjectWrap<GuestRam> {
@@ -68,11 +70,7 @@ void VisitExtents(const SharedMemory& memory, Visit visit) {
   off_t at = 0;
   const off_t end = static_cast<off_t>(memory.bytes);
   while (at < end) {
-    off_t data = lseek(memory.fd, at, SEEK_DATA);
-    if (data < 0) {
-      if (errno != ENXIO) throw ErrnoFailure(errno, "lseek", "guest RAM");
-      data = end;  // nothing but a hole up to the end
-    }
+    const off_t data = static_cast<off_t>(NextDataPage(memory, static_cast<size_t>(at) / kPageBytes) * kPageBytes);
     if (data > at) visit(static_cast<size_t>(at), static_cast<size_t>(data), false);
     if (data >= end) return;
     const off_t hole = lseek(memory.fd, data, SEEK_HOLE);
