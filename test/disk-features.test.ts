@@ -40,8 +40,13 @@ const heatOf = (vm: string) => {
   if (data === undefined) throw new Error(`${vm} has no disk`);
   return data;
 };
-const extent = (vm: string, mib: number) =>
-  heatOf(vm).hottest.find(({ offset }) => offset === mib * MIB) ?? { pagesRead: 0, pagesWritten: 0 };
+/** The stripe of the disk in which this MiB lies; of 64 MiB each has one of its own. */
+const extent = (vm: string, mib: number) => {
+  const { stripes, sizeBytes } = heatOf(vm);
+  const stripe = stripes[Math.floor((mib * stripes.length) / (sizeBytes / MIB))];
+  if (stripe === undefined) throw new Error(`${mib} MiB is behind the end`);
+  return stripe;
+};
 
 async function promotedByKill(): Promise<void> {
   await manager.shadowReady('a');
