@@ -288,7 +288,7 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
     await shadow.qmp.execute('cont');
     await until('heartbeats', () => shadow.agent.beats > 1);
     await filling;
-    const useAndFree = 'yes | head -c 41943040 > /dev/shm/x && rm /dev/shm/x';
+    const useAndFree = 'head -c 73400320 /dev/zero > /dev/shm/x && rm /dev/shm/x';
     expect(await shadow.agent.exec(useAndFree)).toBe(0);
     const before = shadow.ram.residentBytes();
     await shadow.qmp.execute('balloon', { value: 152 * MIB });
