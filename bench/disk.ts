@@ -1,6 +1,7 @@
 /** What disks cost: the pause of an epoch, a guest's writes, a promotion. Protected and not, in turn. */
 import { Daemon, sleep } from '../harness/daemon.js';
 import { MIB } from '../src/vm/spec.js';
+import { benchPrefetch, type PrefetchResult } from './disk-prefetch.js';
 import { alternate, countPerS, ratio, type Windows } from './overhead.js';
 import { p50, round } from './statistics.js';
 
@@ -22,7 +23,10 @@ export interface DiskResult {
   randomRatio: number;
   /** Decision → vCPUs run, under random writes. */
   resumeMsP50: number;
+  prefetch: PrefetchResult;
 }
+
+const PREFETCH_ROUNDS_MAX = 3;
 
 const RAM_BYTES = 160 * MIB;
 const DISK_BYTES = 256 * MIB;
@@ -31,6 +35,7 @@ const PAUSE_WINDOW_MS = 5000;
 const PROMOTIONS = 8;
 
 export async function benchDisk(rounds: number): Promise<DiskResult> {
+  const prefetch = await benchPrefetch(Math.min(rounds, PREFETCH_ROUNDS_MAX));
   const daemon = await Daemon.start();
   try {
     const bare = { ramBytes: RAM_BYTES, network: 'none' } as const;
@@ -59,6 +64,7 @@ export async function benchDisk(rounds: number): Promise<DiskResult> {
       randomUnprotectedMiBPerS: p50(random.unprotectedPerS),
       randomRatio: ratio(random),
       resumeMsP50: p50(resumeMs),
+      prefetch,
     };
   } finally {
     await daemon.stop();

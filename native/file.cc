@@ -49,8 +49,39 @@ static Napi::Value AdoptFile(const Napi::CallbackInfo& info) {
   }
 }
 
+class ReadAhead : public Napi::AsyncWorker {
+ public:
+  ReadAhead(Napi::Env env, int fd, off_t offset, size_t bytes)
+      : Napi::AsyncWorker(env, "readAhead"), deferred_(Napi::Promise::Deferred::New(env)), fd_(fd), offset_(offset), bytes_(bytes) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+ protected:
+  // It waits where the disk's queue is full, which is why it is not done on the event loop.
+  void Execute() override { (void)!readahead(fd_, offset_, bytes_); }
+  void OnOK() override { deferred_.Resolve(Env().Undefined()); }
+
+ private:
+  const Napi::Promise::Deferred deferred_;
+  const int fd_;
+  const off_t offset_;
+  const size_t bytes_;
+};
+
+// readAhead(fd, offset, bytes): a part of a file comes into the page cache, if there is room. The file must stay open.
+static Napi::Value ReadAheadFile(const Napi::CallbackInfo& info) {
+  const char* const usage = "readAhead(fd, offset, bytes)";
+  const int fd = static_cast<int>(WholeNumber(info[0], 0, INT_MAX, "readahead", usage));
+  const auto offset = static_cast<off_t>(WholeNumber(info[1], 0, int64_t{1} << 50, "readahead", usage));
+  const auto bytes = static_cast<size_t>(WholeNumber(info[2], 0, INT_MAX, "readahead", usage));
+  auto* work = new ReadAhead(info.Env(), fd, offset, bytes);
+  const Napi::Promise promise = work->promise();
+  work->Queue();
+  return promise;
+}
+
 void RegisterFile(Napi::Env env, Napi::Object exports) {
   exports.Set("lockFile", Napi::Function::New(env, LockFile));
   exports.Set("adoptFile", Napi::Function::New(env, AdoptFile));
+  exports.Set("readAhead", Napi::Function::New(env, ReadAheadFile));
   exports.Set("createMemoryFile", Napi::Function::New(env, CreateMemoryFile));
 }

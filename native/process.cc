@@ -23,6 +23,7 @@ static int64_t MonotonicNs() {
   return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
+// Where in the file the disks begin: behind the page and the states of the RAM's pages.
 static size_t ControlBytes(size_t ramBytes) {
   const size_t pages = (ramBytes + kPageBytes - 1) / kPageBytes;
   return SHADOWVM_CONTROL_BYTES + (pages + kPageBytes - 1) / kPageBytes * kPageBytes;
@@ -85,6 +86,14 @@ void ControlPage::SetMarked(const std::string& imageId, uint64_t epoch) {
 
 void ControlPage::ForgetMarked() { __atomic_store_n(&page()->marks_epoch, SHADOWVM_NO_MARKS, __ATOMIC_SEQ_CST); }
 
+size_t ControlPage::IndexOfDisk(int fd) const {
+  struct stat st;
+  if (fstat(fd, &st) != 0) throw ErrnoFailure(errno, "fstat", "a disk");
+  for (size_t i = 0; i < diskCount(); i++)
+    if (page()->disk_files[i].device == st.st_dev && page()->disk_files[i].inode == st.st_ino) return i;
+  throw Failure{"ERR_NOT_TRACKED", "fstat", "the file is not a disk of the VM's process"};
+}
+
 void ControlPage::Nudge() const {
   const char word = 0;
   (void)!write(lifeline_[1], &word, 1);  // full: then it will look anyway
@@ -129,6 +138,8 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
                    InstanceMethod<&QemuControl::SetPausedForEpoch>("setPausedForEpoch"),
                    InstanceMethod<&QemuControl::SetMarked>("setMarked"),
                    InstanceMethod<&QemuControl::MakeLazy>("makeLazy"),
+                   InstanceMethod<&QemuControl::CountDiskIo>("countDiskIo"),
+                   InstanceMethod<&QemuControl::TakeDiskIo>("takeDiskIo"),
                    InstanceMethod<&QemuControl::MayRead>("mayRead"),
                    InstanceMethod<&QemuControl::WatchDeath>("watchDeath"), InstanceMethod<&QemuControl::Close>("close")});
   constructor_ = Napi::Persistent(constructor);
@@ -236,6 +247,41 @@ void QemuControl::SetMarked(const Napi::CallbackInfo& info) {
 
 // makeLazy(): before the start of the process; its RAM will be filled on demand.
 void QemuControl::MakeLazy(const Napi::CallbackInfo& info) { Open(info.Env()).page()->lazy = 1; }
+
+// countDiskIo(extentBytes[]): for each disk, the size of an extent, a power of 2; it may change while the process runs.
+void QemuControl::CountDiskIo(const Napi::CallbackInfo& info) {
+  const char* const usage = "countDiskIo(extentBytes[])";
+  const ControlPage& control = Open(info.Env());
+  if (!info[0].IsArray() || info[0].As<Napi::Array>().Length() > control.diskCount())
+    throw MakeTypeError(info.Env(), "qemuControl", usage);
+  const Napi::Array sizes = info[0].As<Napi::Array>();
+  for (uint32_t i = 0; i < sizes.Length(); i++) {
+    const int64_t bytes = WholeNumber(sizes.Get(i), kPageBytes, int64_t{1} << 40, "qemuControl", usage);
+    __atomic_store_n(&control.page()->extent_shift[i], static_cast<uint32_t>(__builtin_ctzll(static_cast<uint64_t>(bytes))),
+                     __ATOMIC_RELAXED);
+  }
+}
+
+// takeDiskIo(disk, extents): {read, written}, pages of each extent since the last call. All zeros when there is no such disk.
+Napi::Value QemuControl::TakeDiskIo(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const char* const usage = "takeDiskIo(disk, extents)";
+  const ControlPage& control = Open(env);
+  const auto disk = static_cast<size_t>(WholeNumber(info[0], 0, SHADOWVM_DISKS_MAX - 1, "qemuControl", usage));
+  const auto extents = static_cast<size_t>(WholeNumber(info[1], 0, SHADOWVM_EXTENTS_MAX, "qemuControl", usage));
+  shadowvm_disk_io* const io = disk < control.diskCount() ? &control.disk(disk)->io : nullptr;
+  const auto take = [&](uint32_t* counts) {
+    Napi::Uint32Array taken = Napi::Uint32Array::New(env, extents);
+    for (size_t i = 0; counts != nullptr && i < extents; i++)
+      if (__atomic_load_n(&counts[i], __ATOMIC_RELAXED) != 0)
+        taken[i] = __atomic_exchange_n(&counts[i], 0, __ATOMIC_RELAXED);
+    return taken;
+  };
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("read", take(io == nullptr ? nullptr : io->read));
+  result.Set("written", take(io == nullptr ? nullptr : io->written));
+  return result;
+}
 
 // mayRead(page): see PageStates.
 Napi::Value QemuControl::MayRead(const Napi::CallbackInfo& info) {

@@ -17,7 +17,7 @@
 // The manager's side of a control page (see shim/control.h).
 class ControlPage {
  public:
-  // For a QEMU with so much RAM, on which the page states behind the page depend, and these open files as writable disks.
+  // For a QEMU with so much RAM, on which the page states behind the page depend, and these open files as disks.
   ControlPage(size_t ramBytes, const std::vector<int>& disks);
   // That of a QEMU that another manager started. Its shim knows from here on that there is a manager again.
   static std::shared_ptr<ControlPage> Adopt(int pid);
@@ -31,6 +31,8 @@ class ControlPage {
   size_t stateCount() const { return disksOffset_ - SHADOWVM_CONTROL_BYTES; }
   size_t diskCount() const { return (memory_->bytes - disksOffset_) / sizeof(shadowvm_disk); }
   shadowvm_disk* disk(size_t i) const { return reinterpret_cast<shadowvm_disk*>(memory_->base + disksOffset_) + i; }
+  // The place of an open file among the disks; throws ERR_NOT_TRACKED when it is none of them.
+  size_t IndexOfDisk(int fd) const;
   // Of which epoch of which image (its id) on everything that was written to the disks is marked.
   void SetMarked(const std::string& imageId, uint64_t epoch);
   void ForgetMarked();
@@ -85,6 +87,8 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
   void SetMarked(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);
   void MakeLazy(const Napi::CallbackInfo& info);
+  void CountDiskIo(const Napi::CallbackInfo& info);
+  Napi::Value TakeDiskIo(const Napi::CallbackInfo& info);
   Napi::Value MayRead(const Napi::CallbackInfo& info);
   void WatchDeath(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);

@@ -6,6 +6,7 @@ import { CliProcess, type Ended } from './cli-process.js';
 // A state that nobody has: whatever got as far as asking a daemon would fail otherwise than expected here.
 const run = (...args: string[]): Promise<Ended> => new CliProcess(args, { SHADOWVM_STATE: '/nowhere' }).ended;
 
+const GROUPS = ['vm', 'shadow', 'disk', 'network', 'image'];
 const VERBS = [
   'daemon',
   'vm run',
@@ -22,6 +23,9 @@ const VERBS = [
   'shadow ls',
   'shadow promote',
   'shadow rm',
+  'disk ls',
+  'disk heat',
+  'disk resize',
   'network create',
   'network ls',
   'network show',
@@ -35,19 +39,19 @@ const VERBS = [
 ];
 
 describe.concurrent('help', () => {
-  test.each(['', 'vm', 'shadow', 'network', 'image', ...VERBS])('shadowvm %s --help has examples', async (verb) => {
+  test.each(['', ...GROUPS, 'disk snapshot export', ...VERBS])('shadowvm %s --help has examples', async (verb) => {
     const { code, stdout, stderr } = await run(...verb.split(' ').filter(Boolean), '--help');
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toContain(`Usage: shadowvm ${verb}`.trim());
     expect(stdout).toMatch(/\nExamples:\n {2}shadowvm \S/);
     if (verb !== '') expect(stdout).toContain(`  shadowvm ${verb}`);
-    expect(stdout).toContain(['vm', 'shadow', 'network', 'image'].includes(verb) ? 'Commands:' : '--json');
+    expect(stdout).toContain(GROUPS.includes(verb) ? 'Commands:' : '--json');
   });
 
   test('the drill is not listed, every other verb is', async () => {
-    const listed = (
-      await Promise.all(['', 'vm', 'shadow', 'network', 'image'].map((group) => run(group || '--help', '--help')))
-    ).map((ended) => ended.stdout);
+    const listed = (await Promise.all(['', ...GROUPS].map((group) => run(group || '--help', '--help')))).map(
+      (ended) => ended.stdout,
+    );
     for (const verb of VERBS) {
       const found = listed.some((text) => new RegExp(`^ {2}${verb.split(' ').at(-1)}\\b`, 'm').test(text));
       expect([verb, found]).toEqual([verb, verb !== 'vm fault']);

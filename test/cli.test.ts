@@ -187,13 +187,28 @@ describe('with a daemon', () => {
     });
   });
 
+  test('disks are listed, drawn, resized and exported', async () => {
+    await run('vm', 'run', 'web');
+    expect(await run('disk', 'ls')).toMatchObject({ code: 0, stdout: expect.stringMatching(/web +data +64M/) });
+    const heat = await run('disk', 'heat', 'web');
+    expect(heat.stdout).toMatch(/1 extents of 1M: 1.2 MiB read, 80 KiB written/);
+    expect(heat.stdout).toMatch(/█/);
+    expect(await run('disk', 'resize', 'web', 'data', '96M')).toMatchObject({
+      code: 0,
+      stdout: 'the disk data of web has 96M\n',
+    });
+    expect(await run('disk', 'resize', 'web', 'DATA', '96M')).toMatchObject({ code: 2 });
+    const exported = await run('disk', 'snapshot', 'export', 'web', 'data', 'web.img', '--epoch', '7', '--json');
+    expect(JSON.parse(exported.stdout)).toMatchObject({ epoch: 7, path: expect.stringMatching(/^\/.*\/web\.img$/) });
+  });
+
   test('every option of run arrives, progress is on stderr, the result on stdout', async () => {
     const line =
       'vm run web --image big --ram 1G --vcpus 2 --network user --publish 8080:80 --publish 2222:22 --accelerator tcg --net backend --bandwidth 100M ' +
       '--probe redis:6379 --probe http:80/health --probe-period 1s --probe-timeout 500ms --probe-failures 5 ' +
       '--tracking checksum --shadow-when cpu>60%/5s --shadow-when network>10MB/s/3s --max-lag 200ms --max-paused 5% --cpu-budget 25% ' +
       '--mode strict --standby resident=25 --durability epoch --keep 5m --max-bytes 2G --boot --allocate auto --priority 7 --cpu-min 20% --cpu-max 150% --memory-min 96M --memory-max 512M ' +
-      '--disk data=8G --disk base=/srv/base.img,ro --cache none';
+      '--disk data=8G --disk base=/srv/base.img,ro --cache none --prefetch 64M';
     const human = await run(...line.split(' '));
     expect(human).toMatchObject({
       code: 0,
@@ -240,6 +255,7 @@ describe('with a daemon', () => {
         { name: 'base', sizeBytes: null, path: '/srv/base.img', readOnly: true },
       ],
       diskCache: 'none',
+      prefetchBytes: 64 * 1024 ** 2,
     });
     const json = await run('vm', 'run', 'db', '--json', '--shadow', 'always');
     expect(vmViewSchema.parse(JSON.parse(json.stdout)).spec.shadow).toEqual({ kind: 'always' });

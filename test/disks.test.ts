@@ -122,7 +122,8 @@ test('a disk goes where its guest goes: back in time, into a snapshot, a clone, 
 
 test('disks are copied from files, and read-only ones are used in place by several VMs', async () => {
   const base = join(scratch, 'base.img');
-  writeFileSync(base, Buffer.alloc(3 * MIB + 512, 'base\n'));
+  // One that nobody may write is as good to be copied as another.
+  writeFileSync(base, Buffer.alloc(3 * MIB + 512, 'base\n'), { mode: 0o444 });
   const disks = [
     { name: 'copy', path: base },
     { name: 'base', path: base, readOnly: true },
@@ -139,6 +140,12 @@ test('disks are copied from files, and read-only ones are used in place by sever
   await promoted;
   await run('a', '[ "$(head -n1 /dev/disk/copy)" = mine ] && [ "$(head -n1 /dev/disk/base)" = base ]');
   await run('b', '[ "$(head -n1 /dev/disk/copy)" = base ] && [ "$(head -n1 /dev/disk/base)" = base ]');
+  // Nothing that is asked of a disk touches the user's file.
+  for (const asked of [
+    manager.port.disks.resize('b', { disk: 'base', sizeBytes: 8 * MIB }, () => {}),
+    manager.port.disks.export('a', { disk: 'base', path: join(scratch, 'no.img'), epoch: null }, () => {}),
+  ])
+    await expect(asked).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', reason: expect.stringMatching(/read-only/) });
   expect(readFileSync(base).subarray(0, 5).toString()).toBe('base\n');
 }, 90_000);
 

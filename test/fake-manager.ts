@@ -19,6 +19,7 @@ import type {
   VerifyView,
   VmView,
 } from '../src/vm/view.js';
+import { FakeDisks } from './fake-disks.js';
 import { FakeUsage } from './fake-usage.js';
 
 const noQuantiles = { count: 0, p50: null, p99: null, max: null };
@@ -106,6 +107,7 @@ export class FakeManager implements ManagerPort {
   readonly events: Event[] = [];
   readonly calls: string[] = [];
   readonly usage = new FakeUsage((name) => this.showVm(name));
+  readonly disks = new FakeDisks((name) => this.showVm(name));
   /** What the logs of all VMs have got since they booted. */
   logged = '';
   readonly #listeners = new Set<(event: Event) => void>();

@@ -20,7 +20,7 @@ constexpr uint32_t kNoSlot = UINT32_MAX;
 DiskCapture::DiskCapture(std::shared_ptr<ControlPage> control, std::shared_ptr<ShadowImage> image,
                          const std::vector<CapturedDisk>& disks)
     : control_(std::move(control)), image_(std::move(image)) {
-  for (size_t i = 0; i < disks.size(); i++) disks_.push_back({-1, disks[i].firstPage, disks[i].pages, {control_, i, disks[i].pages}});
+  for (size_t i = 0; i < disks.size(); i++) disks_.push_back({-1, disks[i].firstPage, disks[i].pages, {control_, control_->IndexOfDisk(disks[i].fd), disks[i].pages}});
   for (size_t i = 0; i < disks.size(); i++) {
     disks_[i].marks.Recover();
     disks_[i].fd = fcntl(disks[i].fd, F_DUPFD_CLOEXEC, 0);

@@ -21,7 +21,7 @@ struct CapturedDisk {
 // One thread at a time.
 class DiskCapture {
  public:
-  // In the order of the control page's disks. Throws ERR_SIZE, ERR_NOT_TRACKED.
+  // Throws ERR_SIZE, ERR_NOT_TRACKED.
   DiskCapture(std::shared_ptr<ControlPage> control, std::shared_ptr<ShadowImage> image,
               const std::vector<CapturedDisk>& disks);
   ~DiskCapture();

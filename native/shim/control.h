@@ -1,7 +1,7 @@
 // The control page: one page of shared memory between a QEMU process (written by the shim preloaded into it) and the
 // manager (which created it and passed it as a file descriptor). It outlives both, so the manager reads it at any time.
-// Behind it in the same file lies a byte for each page of the guest's RAM, its enum shadowvm_page, and behind those the
-// marks of its disks.
+// Behind it in the same file lies a byte for each page of the guest's RAM, its enum shadowvm_page, and behind those a struct
+// shadowvm_disk for each of its disks.
 #pragma once
 #include <stdint.h>
 
@@ -13,7 +13,10 @@
 #define SHADOWVM_FD_CONTROL 4
 #define SHADOWVM_FD_LIFELINE 7  // read end of a pipe of which a manager has the other end for as long as it lives
 #define SHADOWVM_FD_RESCUE 8    // QEMU's end of a monitor; the shim opens it, and has the other end
+#define SHADOWVM_FD_DISKS 9     // from here on its disks, one after the other
 #define SHADOWVM_FD_FREE 64     // from here on nothing is handed over
+
+#define SHADOWVM_DISKS_MAX 4u
 
 enum shadowvm_tracking {
   SHADOWVM_TRACKING_UNSEEN = 0,      // the shim has not seen QEMU map the guest's RAM (yet)
@@ -42,15 +45,22 @@ struct shadowvm_marks {
   uint64_t pages[SHADOWVM_DISK_PAGES_MAX / 64];
 };
 
-// A writable disk of the guest. Its marks together are what may differ between the disk and the epoch that `marks_*` of
+// How many pages (of 4 KiB) of each extent of a disk the guest has read and written since a manager last took the counts.
+#define SHADOWVM_EXTENTS_MAX 16384u
+struct shadowvm_disk_io {
+  uint32_t read[SHADOWVM_EXTENTS_MAX];
+  uint32_t written[SHADOWVM_EXTENTS_MAX];
+};
+
+// A disk of the guest. Its marks together are what may differ between the disk and the epoch that `marks_*` of
 // the control page names.
 struct shadowvm_disk {
   // By the guest. The shim sets these when a write of QEMU is over, and before its guest knows that.
   struct shadowvm_marks written;
   // A manager keeps them here while they are part of an epoch that is not committed yet.
   uint64_t taken[SHADOWVM_DISK_PAGES_MAX / 64];
+  struct shadowvm_disk_io io;
 };
-#define SHADOWVM_DISKS_MAX 4u
 
 struct shadowvm_control {
   uint32_t magic;
@@ -66,13 +76,14 @@ struct shadowvm_control {
   uint32_t lazy;              // before the start: the RAM is filled on demand, register it for missing pages too
   uint32_t filled;            // a lazy RAM is complete: what is missing now is zeros
   uint32_t paused_for_epoch;  // the guest stands still, and is to run again should its manager die meanwhile
-  // Before the start: its writable disks, each a struct shadowvm_disk from `disks_offset` of this file on.
+  // Before the start: its disks, each a struct shadowvm_disk from `disks_offset` of this file on.
   uint32_t disk_count;
   uint64_t disks_offset;
   struct {
     uint64_t device;  // as fstat() tells: QEMU may have it open under several numbers
     uint64_t inode;
   } disk_files[SHADOWVM_DISKS_MAX];
+  uint32_t extent_shift[SHADOWVM_DISKS_MAX];  // an extent of a disk has 1 << this bytes; 0: its use is not counted
   // The state of the disks since which everything that was written is marked.
   uint64_t marks_epoch;    // SHADOWVM_NO_MARKS: unknown
   char marks_image[32];    // its image's id

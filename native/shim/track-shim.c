@@ -4,7 +4,7 @@
 //     can ask the kernel which pages were written (PAGEMAP_SCAN) with no handler standing in the guest's way;
 //  2. holds a robust futex in the control page, so that the manager learns of the process's death in microseconds;
 //  3. stands in for a manager that died (guard.c);
-//  4. marks what is written to the guest's disks (disk-writes.c).
+//  4. marks what is written to the guest's disks, and counts what the guest reads and writes of them (disk-watch.c).
 //
 // The alternative, KVM's or QEMU's own dirty log, is readable only through QEMU itself (a migration), which stops far
 // longer and exists for one migration at a time.
@@ -27,7 +27,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "disk-writes.h"
+#include "disk-watch.h"
 #include "guard.h"
 #include "kernel-abi.h"
 
@@ -134,7 +134,7 @@ __attribute__((constructor)) static void start(void) {
       mmap(NULL, (size_t)control_stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, SHADOWVM_FD_CONTROL, 0);
   if (page == MAP_FAILED || page->magic != SHADOWVM_CONTROL_MAGIC) return;
   control = page;
-  watch_disk_writes(control);
+  watch_disks(control);
   rescue = open_rescue();
   // All signals blocked: QEMU takes process-wide signals through a signalfd and must go on getting them.
   sigset_t all, before;

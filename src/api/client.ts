@@ -5,6 +5,7 @@ import { text } from 'node:stream/consumers';
 import type { z } from 'zod';
 import { type ErrorBody, ShadowVmError } from '../errors.js';
 import type { Metric } from '../history/metrics.js';
+import type { DiskExportView, DiskHeatView, DiskView } from '../vm/disk-view.js';
 import type { NetworkSpecInput, NetworkView } from '../vm/network.js';
 import type { AllocationSpec, Mode, StandbyLevel, VmSpecInput } from '../vm/spec.js';
 import type {
@@ -202,6 +203,27 @@ export class Client {
   }
   allocate(name: string, change: Partial<AllocationSpec>): Promise<AllocationView> {
     return this.#call(routes.allocate, { name, body: change });
+  }
+
+  async listDisks(): Promise<DiskView[]> {
+    return (await this.#call(routes.listDisks, {})).disks;
+  }
+  async diskHeat(name: string): Promise<DiskHeatView[]> {
+    return (await this.#call(routes.diskHeat, { name })).disks;
+  }
+  /** Resolves when its shadow, if it has one, has begun anew. */
+  resizeDisk(name: string, disk: string, sizeBytes: number, options: CallOptions = {}): Promise<DiskView> {
+    return this.#call(routes.resizeDisk, { name, body: { disk, sizeBytes }, ...options });
+  }
+  /** @param path on the daemon's host, absolute */
+  exportDisk(
+    name: string,
+    disk: string,
+    path: string,
+    options: CallOptions & { epoch?: number | undefined } = {},
+  ): Promise<DiskExportView> {
+    const { epoch, ...rest } = options;
+    return this.#call(routes.exportDisk, { name, body: { disk, path, epoch }, ...rest });
   }
 
   async listNetworks(): Promise<NetworkView[]> {

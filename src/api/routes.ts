@@ -3,6 +3,7 @@
  * time. The two that are not request and answer, following events and the console, are at the end.
  */
 import { z } from 'zod';
+import * as d from './disk-schemas.js';
 import * as s from './schemas.js';
 import * as u from './usage-schemas.js';
 
@@ -119,6 +120,17 @@ export const routes = {
     long: true,
   }),
   verifySnapshot: change('POST', '/v1/vms/:name/snapshot/verify', 'verify the snapshot', s.verifyViewSchema, {
+    long: true,
+  }),
+
+  listDisks: query('/v1/disks', 'list the disks', d.disksResponseSchema),
+  diskHeat: query('/v1/vms/:name/disks/heat', 'show what is used of the disks', d.diskHeatResponseSchema),
+  resizeDisk: change('POST', '/v1/vms/:name/disks/resize', 'resize the disk', d.diskViewSchema, {
+    body: d.resizeDiskBodySchema,
+    long: true,
+  }),
+  exportDisk: change('POST', '/v1/vms/:name/disks/export', 'export the disk', d.diskExportViewSchema, {
+    body: d.exportDiskBodySchema,
     long: true,
   }),
 

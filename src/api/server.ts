@@ -18,6 +18,7 @@ import { ERROR_STATUS, ShadowVmError, toShadowVmError } from '../errors.js';
 import type { ManagerPort, WantedEpoch } from '../manager/port.js';
 import { fileError } from '../manager/state-dir.js';
 import type { OnProgress } from '../vm/view.js';
+import { serveDisks } from './disk-routes.js';
 import { Follower } from './follower.js';
 import { openApi } from './openapi.js';
 import { CONSOLE_PATH, noBody, type Route, routes } from './routes.js';
@@ -196,6 +197,7 @@ class Api implements ApiServer {
     this.#serve(routes.exportSnapshot, ({ name, body }, progress) => manager.exportSnapshot(name, body.path, progress));
     this.#serve(routes.verifySnapshot, ({ name }, progress) => manager.verifySnapshot(name, progress));
     serveUsage((route, handler) => this.#serve(route, handler), manager.usage);
+    serveDisks((route, handler) => this.#serve(route, handler), manager.disks);
     this.#serve(routes.listNetworks, () => ({ networks: manager.listNetworks() }));
     this.#serve(routes.showNetwork, ({ name }) => manager.showNetwork(name));
     this.#serve(routes.createNetwork, ({ body }) => manager.createNetwork(body));

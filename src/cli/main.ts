@@ -2,6 +2,7 @@
 import { Command, CommanderError } from 'commander';
 import { addAllocationVerbs } from './allocation.js';
 import { addDaemonVerb } from './daemon.js';
+import { addDiskVerbs } from './disk.js';
 import { addDoctorVerb } from './doctor.js';
 import { addEventsVerb } from './events.js';
 import { addForecastVerbs } from './forecast.js';
@@ -42,6 +43,7 @@ Exit codes: 0 ok, 1 failed, 2 the command line is wrong.
   addDaemonVerb(program);
   addVmVerbs(program);
   addShadowVerbs(program);
+  addDiskVerbs(program);
   addNetworkVerbs(program);
   addSnapshotVerbs(program);
   addEventsVerb(program);

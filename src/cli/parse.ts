@@ -10,7 +10,7 @@ import {
   parseShare,
 } from '../vm/quantity-text.js';
 import type { Mode } from '../vm/spec.js';
-import { MIB, RAM_BYTES_MAX, RAM_BYTES_MIN, vmNameSchema } from '../vm/spec.js';
+import { diskNameSchema, MIB, RAM_BYTES_MAX, RAM_BYTES_MIN, vmNameSchema } from '../vm/spec.js';
 
 export function vmName(text: string): string {
   if (vmNameSchema.safeParse(text).success) return text;
@@ -32,12 +32,21 @@ export function networkName(text: string): string {
   );
 }
 
+export function diskName(text: string): string {
+  const parsed = diskNameSchema.safeParse(text);
+  if (parsed.success) return text;
+  const [issue] = parsed.error.issues;
+  throw malformed('the name of the disk', JSON.stringify(text), issue?.message ?? 'it is no name', 'Such as data');
+}
+
 export function ramBytes(text: string): number {
   const bytes = parseBytes(text, 'the RAM');
   if (bytes >= RAM_BYTES_MIN && bytes <= RAM_BYTES_MAX && bytes % MIB === 0) return bytes;
   const range = `${formatBytesExact(RAM_BYTES_MIN)} to ${formatBytesExact(RAM_BYTES_MAX)}`;
   throw malformed('the RAM', text, `a VM has ${range} in whole MiB`, 'Choose a size such as 256M or 1G');
 }
+export const diskBytes = (text: string): number => parseBytes(text, 'the size of the disk');
+export const prefetchBytes = (text: string): number => (text === 'off' ? 0 : parseBytes(text, 'what is read ahead'));
 export const logBytes = (text: string): number => parseBytes(text, 'how much of the log', { bare: true });
 export const timeoutMs = (text: string): number => parseDurationMs(text, 'the timeout');
 export const probeTime = (text: string): number => parseDurationMs(text, 'the time of the probes');

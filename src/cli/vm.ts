@@ -39,6 +39,7 @@ interface RunOptions extends AllocationOptions {
   probeFailures?: number;
   publish?: parse.PublishedPort[];
   disk?: DiskSpec[];
+  prefetch?: number;
   cache?: DiskCache;
   accelerator?: VmSpecInput['accelerator'];
   tracking?: VmSpecInput['tracking'];
@@ -325,6 +326,12 @@ function addRun(vm: Command): void {
           ]),
         )
         .addOption(
+          new Option(
+            '--prefetch <size>',
+            "of what it uses of its disks, kept in this host's page cache for a promotion, or off; default: 256M",
+          ).argParser(parse.prefetchBytes),
+        )
+        .addOption(
           new Option('--bandwidth <rate>', 'bits per second in each direction; default: no limit').argParser(
             parse.bandwidth,
           ),
@@ -448,6 +455,7 @@ function specOf(name: string, options: RunOptions): VmSpecInput {
     publish,
     disks: options.disk?.map((disk) => ({ ...disk, path: disk.path === null ? null : resolve(disk.path) })),
     diskCache: options.cache,
+    prefetchBytes: options.prefetch,
     accelerator,
     tracking,
     ramBytes: options.ram,

@@ -20,6 +20,7 @@ import {
 } from 'node:fs';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { extentBytesOf } from '../disk/heat-map.js';
 import { type DiskPlace, diskPlaces } from '../disk/place.js';
 import { openSource } from '../disk/source-file.js';
 import { messageOf, ShadowVmError } from '../errors.js';
@@ -27,20 +28,21 @@ import { runTool } from '../image/host-tool.js';
 import { DiskTwin, exchangeFiles } from '../native/disk.js';
 import type { ShadowImage } from '../native/image.js';
 import type { DiskAttachment } from '../qemu/argv.js';
-import type { DiskSpec, VmSpec } from '../vm/spec.js';
+import { type DiskSpec, diskBytes, type VmSpec } from '../vm/spec.js';
 import type { OnProgress } from '../vm/view.js';
 import { fileError } from './state-dir.js';
 
 type Role = 'disk' | 'twin';
 
 export class VmDisks {
-  readonly places: readonly DiskPlace[];
-
   constructor(
     private readonly vmDir: string,
     private readonly spec: Pick<VmSpec, 'name' | 'ramBytes' | 'disks' | 'diskCache'>,
-  ) {
-    this.places = diskPlaces(spec);
+  ) {}
+
+  /** They move when a disk is resized. */
+  get places(): readonly DiskPlace[] {
+    return diskPlaces(this.spec);
   }
 
   /** Makes the disks of a new VM: empty ones, and copies. @throws DISK_NOT_FOUND, DISK_IN_USE, NO_SPACE */
@@ -74,9 +76,10 @@ export class VmDisks {
   attach(role: Role): DiskAttachment[] {
     const attached: DiskAttachment[] = [];
     try {
-      for (const { name, readOnly, path } of this.spec.disks) {
+      for (const { name, readOnly, path, sizeBytes } of this.spec.disks) {
         const fd = readOnly ? openSource(path as string, `use the disk ${name}`) : this.open(name, role);
-        attached.push({ name, readOnly, cache: this.spec.diskCache, fd });
+        const extentBytes = extentBytesOf(diskBytes([{ readOnly: false, sizeBytes }]));
+        attached.push({ name, readOnly, cache: this.spec.diskCache, extentBytes, fd });
       }
     } catch (error) {
       detach(attached);
@@ -124,6 +127,11 @@ export class VmDisks {
     const twin = realpathSync(this.folder) + `/${first.name}.twin`;
     const open = readdirSync(`/proc/${pid}/fd`).some((fd) => linkOf(`/proc/${pid}/fd/${fd}`) === twin);
     if (open) this.exchange();
+  }
+
+  /** The file of a disk: one that is read-only is the user's own. */
+  pathOf({ name, readOnly, path }: DiskSpec, role: Role): string {
+    return readOnly ? (path as string) : this.path(name, role);
   }
 
   /** Where they are. */

@@ -4,6 +4,6 @@
  */
 const [place, step] = (process.env.SHADOWVM_FAULT ?? '').split(':');
 
-export function faultPoint(at: 'promotion' | 'adoption', number: number): void {
+export function faultPoint(at: 'promotion' | 'adoption' | 'resize', number: number): void {
   if (place === at && Number(step) === number) process.kill(process.pid, 'SIGKILL');
 }

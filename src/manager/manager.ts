@@ -24,6 +24,7 @@ import type {
 } from '../vm/view.js';
 import { recoverVms } from './adoption.js';
 import { ConsoleStream } from './console.js';
+import { DiskDesk } from './disk-desk.js';
 import { Host, type HostOptions } from './host.js';
 import { readLogPart } from './log-file.js';
 import { Origins } from './origins.js';
@@ -53,10 +54,12 @@ export class Manager implements ManagerPort {
 
   private readonly origins: Origins;
   readonly usage: UsageDesk;
+  readonly disks: DiskDesk;
 
   constructor(private readonly host: Host) {
     this.origins = new Origins(host);
     this.usage = new UsageDesk(host, this.vms);
+    this.disks = new DiskDesk(this.vms);
     host.networks.vmsOn = (network) =>
       [...this.vms.values()]
         .filter((vm) => !vm.ended && vm.address !== null && vm.spec.net === network)

@@ -6,6 +6,7 @@ import { findImage, type Image } from '../image/store.js';
 import type { ShadowImage } from '../native/image.js';
 import type { GuestIdentity } from '../qemu/agent.js';
 import { readEpoch } from '../shadow/epochs.js';
+import { parseLabel } from '../shadow/snapshot.js';
 import type { OnProgress, VmOrigin } from '../vm/view.js';
 import { areBlank } from './disks.js';
 import { GoldenMaker } from './golden-maker.js';
@@ -105,6 +106,7 @@ export class Origins {
   ): Promise<StartFrom> {
     const deviceState = await base.deviceState(base.describe().headEpoch);
     await core.disks.fill(base);
+    if (origin !== 'golden') core.heat.take(parseLabel(base.describe().label, core.name).heat ?? {});
     return { origin, image: base, epoch: null, deviceState, hotPath, identity: this.identity(core) };
   }
 

@@ -13,6 +13,7 @@ import type {
   VerifyView,
   VmView,
 } from '../vm/view.js';
+import type { DiskPort } from './disk-port.js';
 import type { UsagePort } from './usage-port.js';
 
 export interface LogPart {
@@ -41,6 +42,7 @@ export type WantedEpoch = { epoch: number } | { beforeMs: number };
 export interface ManagerPort {
   /** What VMs use, used and will use. */
   readonly usage: UsagePort;
+  readonly disks: DiskPort;
   listVms(): VmView[];
   /** @throws VM_NOT_FOUND */
   showVm(name: string): VmView;

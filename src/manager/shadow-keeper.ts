@@ -32,6 +32,7 @@ export class ShadowKeeper {
   private failures = 0;
   private madeAtMs = 0;
   private suspended = true;
+  private closed = false;
   /** What was declared, until a shadow is taken away by hand. */
   rule: ShadowRule;
 
@@ -95,7 +96,19 @@ export class ShadowKeeper {
     this.timer = setTimeout(() => this.resume(), delayMs);
   }
 
+  /** There is no shadow while `work` is done; after it, whatever came of it, there is one again if there was to be one. */
+  async without(work: () => Promise<void>): Promise<void> {
+    this.suspend();
+    try {
+      await this.drop();
+      await work();
+    } finally {
+      if (!this.closed) this.resume();
+    }
+  }
+
   async close(): Promise<void> {
+    this.closed = true;
     this.suspend();
     await this.drop();
   }

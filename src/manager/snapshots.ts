@@ -23,6 +23,7 @@ export function labelOf(core: VmCore, cutAtMs: number): SnapshotLabel {
     cutAt: new Date(cutAtMs).toISOString(),
     qemu: `${major}.${minor}.${micro}`,
     accelerator: core.accelerator ?? 'tcg',
+    heat: core.heat.toLabel(),
   };
 }
 
@@ -159,7 +160,8 @@ function vmExists(attempted: string, name: string): ShadowVmError {
   });
 }
 
-function requireAbsolute(path: string, attempted: string): void {
+/** @throws INVALID_ARGUMENT */
+export function requireAbsolute(path: string, attempted: string): void {
   if (isAbsolute(path)) return;
   throw new ShadowVmError('INVALID_ARGUMENT', {
     attempted,

@@ -10,6 +10,7 @@
  *     vms/<name>/vm.json        what was declared about a VM and what it left on the host, see `vmRecordSchema`
  *     vms/<name>/console.log    the guest's serial console
  *     vms/<name>/qemu.log       what QEMU said
+ *     vms/<name>/disks/         its disks, see disks.ts; heat.json beside it what is used of them, see disk-heat.ts
  *     vms/<name>/shadow/        the shadow image, see docs/shadow-image.md
  *     vms/<name>/base.fold      the snapshot that the VM started from and that its image stands on
  *     vms/<name>/vmlinuz, initrd  what it was booted with

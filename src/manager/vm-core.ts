@@ -11,6 +11,7 @@ import type { QemuProcess } from '../qemu/process.js';
 import type { ShadowOptions } from '../shadow/shadow.js';
 import type { VmSpec } from '../vm/spec.js';
 import type { SnapshotView, VmOrigin, VmState } from '../vm/view.js';
+import { DiskHeat } from './disk-heat.js';
 import { detach, VmDisks } from './disks.js';
 import type { Host } from './host.js';
 import { type Side, VmSides } from './sides.js';
@@ -35,6 +36,8 @@ export class VmCore {
   wokeFrom: CommittedEpoch | null = null;
   /** Every write since the primary was what its image (or its image's base) holds is still to be reported. */
   followed = false;
+  /** When a disk of it was last resized: no epoch is older than that. null: not since this manager has it. */
+  resizedAtMs: number | null = null;
   /** Resolves when a promoted guest is awake: it needs the CPU for itself until then. */
   awake: Promise<void> = Promise.resolve();
   /** Resolves when the side that is not the primary's is free for a new QEMU. */
@@ -42,6 +45,7 @@ export class VmCore {
   readonly sides: VmSides;
   readonly shadowImage: VmImage;
   readonly disks: VmDisks;
+  readonly heat: DiskHeat;
   readonly strict: StrictMode;
   readonly mac: string;
   readonly createdAt: string;
@@ -64,6 +68,7 @@ export class VmCore {
     this.sides = new VmSides(host, spec, address === null ? null : host.tapNetwork(spec), address, this.mac);
     this.shadowImage = new VmImage(host, spec);
     this.disks = new VmDisks(host.options.stateDir.vmDir(spec.name), spec);
+    this.heat = new DiskHeat(this);
     this.strict = new StrictMode(this, spec.mode);
   }
 

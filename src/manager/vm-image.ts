@@ -160,6 +160,12 @@ export class VmImage {
     if (base !== null) await this.host.bases.release(base);
   }
 
+  /** Takes the image off the disk, and the base: the next one has another shape than both. */
+  async begin(): Promise<void> {
+    await this.remove();
+    await rm(this.basePath, { force: true });
+  }
+
   /** Takes the image off the disk; the base stays, since a later image can stand on it as well. */
   async remove(): Promise<void> {
     await this.close();

@@ -13,6 +13,7 @@ import { type Death, FailureWatch, type FailureWatchOptions } from '../switchove
 import type { Mode, StandbyLevel, VmSpec } from '../vm/spec.js';
 import { formatStandby } from '../vm/standby-text.js';
 import type { EpochView, OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
+import { findDisk, growDisk, requireGrowing, settleSizes } from './disk-resize.js';
 import type { Host } from './host.js';
 import type { StopOptions, WantedEpoch } from './port.js';
 import { type StartFrom, startPrimary } from './primary-start.js';
@@ -114,6 +115,7 @@ export class ManagedVm {
     core.saveSoon();
     this.observe(true);
     void this.takeOutputOver()
+      .then(() => this.settleDisks())
       .then(() => this.fillToTheEnd())
       .then(() => {
         if (core.shadowImage.exists()) this.keeper.want('protected before the manager was restarted');
@@ -126,6 +128,14 @@ export class ManagedVm {
     await core.strict
       .adopt(core.primary as QemuProcess)
       .catch((error: unknown) => core.logError(error, 'letting held packets go'));
+  }
+
+  /** The earlier manager may have been killed while a disk grew. */
+  private async settleDisks(): Promise<void> {
+    const { core } = this;
+    await settleSizes(core, core.primary as QemuProcess).catch((error: unknown) =>
+      core.logError(error, 'looking at the sizes of its disks'),
+    );
   }
 
   /** A guest that woke up not long ago may wait for pages that only its image has. */
@@ -257,6 +267,7 @@ export class ManagedVm {
   private observe(promoted: boolean): void {
     this.watchPrimary(promoted);
     this.core.limitPrimary();
+    this.core.heat.start(() => this.keeper.shadow?.state === 'ready');
   }
 
   // ---- What users ask for ----
@@ -364,6 +375,27 @@ export class ManagedVm {
     return this.takeover.request(wanted === null ? null : this.findEpoch(wanted, shadow.epochs()));
   }
 
+  /** @throws DISK_NOT_FOUND, INVALID_ARGUMENT, VM_NOT_RUNNING, VM_BUSY, QMP_* */
+  async resizeDisk(name: string, sizeBytes: number, progress: OnProgress): Promise<void> {
+    const attempted = 'resize the disk';
+    this.requireRunning(attempted);
+    const { core } = this;
+    const disk = findDisk(core, name, attempted);
+    requireGrowing(core, disk, sizeBytes);
+    if (sizeBytes === disk.sizeBytes) return;
+    this.resizing = true;
+    try {
+      await this.keeper.without(() => growDisk(core, disk, sizeBytes, progress));
+    } finally {
+      this.resizing = false;
+    }
+    if (this.keeper.shadow === null) return;
+    progress({ message: 'its shadow begins anew' });
+    await this.keeper.shadow.ready.catch(() => {}); // another one is made then, and told of
+  }
+  /** Its shadow is away, and nothing else may make one meanwhile. */
+  private resizing = false;
+
   /** The number of an epoch that is named. @throws EPOCH_NOT_FOUND that tells which there are */
   findEpoch(wanted: WantedEpoch, epochs = this.core.shadowImage.opened?.epochs() ?? []): number {
     if ('epoch' in wanted) return findEpoch(epochs, wanted.epoch, this.spec.name).epoch;
@@ -373,9 +405,15 @@ export class ManagedVm {
     throw new ShadowVmError('EPOCH_NOT_FOUND', {
       attempted: 'go back to an epoch',
       subject: this.spec.name,
-      reason: `none of its ${epochs.length} epochs was cut before ${new Date(beforeMs).toISOString()}`,
+      reason: `none of its ${epochs.length} epochs was cut before ${new Date(beforeMs).toISOString()}${this.sinceResize(beforeMs)}`,
       remedy: `See which there are: shadowvm shadow epochs ${this.spec.name}`,
     });
+  }
+
+  private sinceResize(beforeMs: number): string {
+    const { resizedAtMs } = this.core;
+    if (resizedAtMs === null || beforeMs > resizedAtMs) return '';
+    return `; those before ${new Date(resizedAtMs).toISOString()} ended when a disk was resized`;
   }
 
   /** The epochs that can be gone back to, oldest first. @throws SHADOW_NOT_FOUND */
@@ -418,7 +456,7 @@ export class ManagedVm {
   }
 
   requireRunning(attempted: string): QemuProcess {
-    if (this.takeover.switchover.underWay || this.state === 'stopping') throw this.busy(attempted);
+    if (this.takeover.switchover.underWay || this.resizing || this.state === 'stopping') throw this.busy(attempted);
     const { primary } = this.core;
     if (primary === null || this.state !== 'running')
       throw new ShadowVmError('VM_NOT_RUNNING', {
@@ -591,6 +629,7 @@ export class ManagedVm {
   }
 
   private promoted(): void {
+    this.core.heat.promoted();
     this.keeper.forget();
     this.watchPrimary(true);
     // At once: its image can be promoted from again, should this one die as well.
@@ -632,6 +671,7 @@ export class ManagedVm {
     await this.takeover.close();
     this.watch?.close();
     core.strict.detach();
+    await core.heat.close();
     await this.keeper.close();
     await core.otherSideFree;
     await core.primary?.dispose();
@@ -658,7 +698,9 @@ export class ManagedVm {
       subject: this.spec.name,
       reason: this.takeover.switchover.underWay
         ? 'its shadow is taking over at this moment'
-        : `the VM is ${this.state}`,
+        : this.resizing
+          ? 'a disk of it is being resized'
+          : `the VM is ${this.state}`,
       remedy: 'Try again in a moment',
     });
   }

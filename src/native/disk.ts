@@ -17,8 +17,10 @@ interface DiskAddon {
   }) => DiskTwin;
   /** Takes part in QEMU's sharing of disks as a reader that wants no writer, for as long as `fd` is open. @throws EAGAIN */
   lockDisk(fd: number): void;
+  /** Has the kernel read a part of a file into its page cache. Does not reject; the file must stay open. */
+  readAhead(fd: number, offset: number, bytes: number): Promise<void>;
   /** Swaps two names of files, at once or not at all. @throws ENOENT, EINVAL where the file system can not */
   exchangeFiles(a: string, b: string): void;
 }
 
-export const { DiskTwin, lockDisk, exchangeFiles } = loadAddon<DiskAddon>();
+export const { DiskTwin, lockDisk, readAhead, exchangeFiles } = loadAddon<DiskAddon>();

@@ -49,6 +49,10 @@ export interface QemuControl {
   setMarked(imageId: string, epoch: number): void;
   /** Before the start of the process: its RAM will be filled on demand. */
   makeLazy(): void;
+  /** Sizes of extents, powers of 2, of its disks in their order. They may change while the process runs. */
+  countDiskIo(extentBytes: readonly number[]): void;
+  /** Pages that the guest has read and written of each extent of a disk since the last call. */
+  takeDiskIo(disk: number, extents: number): { read: Uint32Array; written: Uint32Array };
   /**
    * Whether this process may read a page of the RAM: an absent one would come into being as zeros. Blocks for as long as
    * the page is being installed. @throws ERR_PAGE_STUCK after 5 s of that, ERR_OUT_OF_RANGE

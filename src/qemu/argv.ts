@@ -36,6 +36,8 @@ export interface DiskAttachment {
   name: string;
   readOnly: boolean;
   cache: DiskCache;
+  /** How finely the guest's use of it is counted: a power of 2. */
+  extentBytes?: number;
   /** In this process; QEMU has them from QEMU_FD.more on, in their order. */
   fd: number;
 }
@@ -170,7 +172,7 @@ function diskArgv(disk: DiskAttachment, index: number): string[] {
   return [
     // A set and not /proc/self/fd: QEMU may open it anew when it has no right to do so any more.
     ...['-add-fd', `fd=${QEMU_FD.more + index},set=${index + 1}`],
-    // Threads: through the calls by which the shim knows what is written (native/shim/disk-writes.c).
+    // Threads: through the calls by which the shim knows what is written (native/shim/disk-watch.c).
     ...['-blockdev', `driver=file,node-name=${node}-file,filename=/dev/fdset/${index + 1},aio=threads,${options}`],
     ...['-blockdev', `driver=raw,node-name=${node},file=${node}-file,${options}`],
     // A write that fails stops the guest and is tried again when it goes on: the guest does not hear of a full host.

@@ -11,6 +11,7 @@ import { diesOfSigkill } from '../host/process-stat.js';
 import { isNativeFailure, NATIVE_BUILD_DIR } from '../native/index.js';
 import { adoptFile, createMemoryFile, GuestRam, ProcessHandle, QemuControl } from '../native/memory.js';
 import { Pager, type PageSource } from '../native/pager.js';
+import { MIB } from '../vm/spec.js';
 import { clearPort, GuestAgent } from './agent.js';
 import { QEMU_FD, type QemuShape, qemuArgv } from './argv.js';
 import { QmpClient } from './qmp.js';
@@ -83,12 +84,13 @@ export class QemuProcess {
     for (const socketPath of socketPaths) fs.rmSync(socketPath, { force: true });
 
     const ram = new GuestRam(`shadowvm-${name}`, ramBytes);
-    const disks = (options.disks ?? []).filter(({ readOnly }) => !readOnly);
+    const disks = options.disks ?? [];
     const control = new QemuControl(
       ramBytes,
       disks.map(({ fd }) => fd),
     );
     if (options.lazy) control.makeLazy();
+    control.countDiskIo(disks.map(({ extentBytes }) => extentBytes ?? MIB));
     const deviceStateFd = createMemoryFile(`shadowvm-${name}-devices`);
     // Where in its log this start's words begin.
     const logStart = fs.existsSync(options.qemuLogPath) ? fs.statSync(options.qemuLogPath).size : 0;
@@ -105,7 +107,7 @@ export class QemuProcess {
         options.incoming ? 'pipe' : 'ignore',
         control.lifelineFd,
         'ignore', // QEMU_FD.rescue, which the shim opens
-        ...(options.disks ?? []).map(({ fd }) => fd),
+        ...disks.map(({ fd }) => fd),
         ...(options.inheritFds ?? []),
       ],
       env: { ...process.env, LD_PRELOAD: path.join(NATIVE_BUILD_DIR as string, 'track-shim.so') },

@@ -28,6 +28,11 @@ export interface QmpCommands {
   balloon: { args: { value: number }; result: object };
   'query-balloon': { args: undefined; result: { actual: number } };
   'query-blockstats': { args: undefined; result: DeviceStats[] };
+  'query-named-block-nodes': {
+    args: { flat: boolean };
+    result: { 'node-name': string; image: { 'virtual-size': number } }[];
+  };
+  block_resize: { args: { 'node-name': string; size: number }; result: object };
   'object-add': {
     args: {
       'qom-type': string;

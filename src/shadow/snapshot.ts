@@ -1,5 +1,6 @@
 /** What a snapshot says of itself, and what can be wrong with one. */
 import { z } from 'zod';
+import { storedHeatSchema } from '../disk/heat-map.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
 import { vmSpecSchema } from '../vm/spec.js';
@@ -13,6 +14,8 @@ export const snapshotLabelSchema = z.object({
   /** A device state fits only the QEMU release and accelerator that saved it. */
   qemu: z.string(),
   accelerator: z.enum(['kvm', 'tcg']),
+  /** What its guest uses of each disk. */
+  heat: z.record(z.string(), storedHeatSchema).optional(),
 });
 export type SnapshotLabel = z.infer<typeof snapshotLabelSchema>;
 

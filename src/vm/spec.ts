@@ -139,15 +139,17 @@ export const DISKS_MAX = 4;
 export const DISK_BYTES_MAX = 1024 ** 4;
 const DISK_TOLD = `a disk has 1 MiB to ${DISK_BYTES_MAX / 1024 ** 4} TiB, in whole MiB`;
 
+/** The guest sees it as the disk's serial number, and as /dev/disk/NAME. */
+export const diskNameSchema = z
+  .string()
+  .regex(
+    /^[a-z]([a-z0-9-]{0,14}[a-z0-9])?$/,
+    'the name of a disk has 1 to 16 characters: lower-case letters, digits and hyphens, beginning with a letter',
+  );
+
 export const diskSpecSchema = z
   .object({
-    /** The guest sees it as the disk's serial number, and as /dev/disk/NAME. */
-    name: z
-      .string()
-      .regex(
-        /^[a-z]([a-z0-9-]{0,14}[a-z0-9])?$/,
-        'the name of a disk has 1 to 16 characters: lower-case letters, digits and hyphens, beginning with a letter',
-      ),
+    name: diskNameSchema,
     /** null: that of the file at `path`, found out when the VM is made. */
     sizeBytes: wholeNumber(MIB, DISK_BYTES_MAX, DISK_TOLD).multipleOf(MIB, DISK_TOLD).nullable().default(null),
     /** Absolute, on the manager's host. A read-only disk is used in place; of a writable one the VM gets a copy. */
@@ -162,7 +164,7 @@ export const diskSpecSchema = z
 export type DiskSpec = z.infer<typeof diskSpecSchema>;
 
 /** What a VM's image has to hold of its disks: the writable ones. */
-export function diskBytes(disks: readonly DiskSpec[]): number {
+export function diskBytes(disks: readonly Pick<DiskSpec, 'readOnly' | 'sizeBytes'>[]): number {
   return disks.reduce((sum, { readOnly, sizeBytes }) => sum + (readOnly ? 0 : (sizeBytes ?? 0)), 0);
 }
 
@@ -173,6 +175,8 @@ export function diskBytes(disks: readonly DiskSpec[]): number {
 export const diskCacheSchema = z.enum(['writeback', 'none', 'unsafe']);
 export type DiskCache = z.infer<typeof diskCacheSchema>;
 
+const PREFETCH_BYTES_MAX = 1024 ** 4;
+const PREFETCH_TOLD = 'what is read ahead for a promotion is 0 to 1 TiB, in bytes';
 const RAM_TOLD = `a VM has ${RAM_BYTES_MIN} to ${RAM_BYTES_MAX} bytes of RAM (${RAM_BYTES_MIN / MIB} MiB to ${RAM_BYTES_MAX / MIB / 1024} GiB), in whole MiB`;
 /** 4 GiB/s is the most that the kernel's plain rates can say. */
 const BANDWIDTH_MIN = 64_000;
@@ -209,6 +213,8 @@ export const vmSpecSchema = z.object({
     .refine((disks) => new Set(disks.map(({ name }) => name)).size === disks.length, 'two disks have the same name')
     .default([]),
   diskCache: diskCacheSchema.default('writeback'),
+  /** How much of what it uses of its disks is kept in the host's page cache for a promotion; 0: nothing. */
+  prefetchBytes: wholeNumber(0, PREFETCH_BYTES_MAX, PREFETCH_TOLD).default(256 * MIB),
   accelerator: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
   /** How changed pages are found: write-protection tracking, checksums alone, or the better one that works here. */
   tracking: z.enum(['auto', 'write', 'checksum']).default('auto'),
