@@ -12,7 +12,7 @@ import type { DiskSpec } from '../vm/spec.js';
 import type { Image } from './store.js';
 
 /** Raised when guests would find other devices, or devices that can do more: older snapshots are made anew. */
-const DEVICES = 2;
+const DEVICES = 3;
 
 export interface GoldenShape {
   ramBytes: number;

@@ -88,10 +88,15 @@ describe('privileges', () => {
 });
 
 describe('machine', () => {
-  test.each([1, 2, 3, 4, 5, 6, 7, 8])('%d vCPUs', (vcpus) =>
-    expect(values(qemuArgv(shape({ spec: { name: 'web', ramBytes: 64 * 2 ** 20, vcpus } })), '-smp')).toEqual([
-      `${vcpus}`,
-    ]),
+  test.each([1, 2, 3, 4, 5, 6, 7, 8])(
+    '%d vCPUs, and room for two where the emulation would leave out barriers',
+    (vcpus) => {
+      const argv = (accelerator: 'kvm' | 'tcg') =>
+        qemuArgv(shape({ accelerator, spec: { name: 'web', ramBytes: 64 * 2 ** 20, vcpus } }));
+      expect(values(argv('kvm'), '-smp')).toEqual([`${vcpus}`]);
+      expect(values(argv('tcg'), '-smp')).toEqual([vcpus === 1 ? '1,maxcpus=2' : `${vcpus}`]);
+      expect(kernelWords(argv('tcg'))).toContain(`nr_cpus=${vcpus}`);
+    },
   );
 
   test('RAM has one size, and is the shared memory that the manager made', () => {

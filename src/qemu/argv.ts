@@ -75,7 +75,7 @@ export function qemuArgv(shape: QemuShape): string[] {
     ...['-accel', shape.accelerator === 'kvm' ? 'kvm' : 'tcg,thread=multi'],
     // cmpxchg16b of QEMU 7.2's emulation corrupts the flags now and then: kernels 6.12 (Debian 13's) die of it.
     ...['-cpu', shape.accelerator === 'kvm' ? 'host' : 'max,cx16=off'],
-    ...['-smp', `${spec.vcpus}`],
+    ...['-smp', processors(shape)],
     ...['-m', `size=${spec.ramBytes / (1024 * 1024)}M`],
     ...['-object', `memory-backend-file,id=ram0,size=${spec.ramBytes},mem-path=/proc/self/fd/${QEMU_FD.ram},share=on`],
     // The saved device state carries no machine description, so that it can be loaded without a migration stream.
@@ -111,6 +111,15 @@ export function qemuArgv(shape: QemuShape): string[] {
   return argv;
 }
 
+/**
+ * With room for one vCPU only, QEMU's emulation leaves the guest's memory barriers out, and its devices run in another
+ * thread: now and then the guest misses that the network wants to be told of the next packet, and sends nothing ever
+ * again. With room for a second one it keeps them.
+ */
+function processors({ spec, accelerator }: QemuShape): string {
+  return accelerator === 'tcg' && spec.vcpus === 1 ? '1,maxcpus=2' : `${spec.vcpus}`;
+}
+
 function kernelArgv(shape: QemuShape): string[] {
   if (shape.kernel === null) return [];
   const { kernelPath, initrdPath } = shape.kernel;
@@ -130,6 +139,8 @@ function kernelArguments(shape: QemuShape): string {
   ];
   // Under emulation there is no speculation to guard against, and crypto self-tests cost a tenth of the boot.
   if (shape.accelerator === 'tcg') words.push('mitigations=off', 'cryptomgr.notests');
+  // The room that processors() leaves is for no other CPU: a kernel of one spares the locked instructions.
+  words.push(`nr_cpus=${shape.spec.vcpus}`);
   words.push(`shadowvm.host=${shape.spec.name}`);
   const { network } = shape;
   if (network.mode === 'tap' && network.address !== null)

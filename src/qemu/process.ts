@@ -171,8 +171,11 @@ export class QemuProcess {
           remedy:
             'The manager must be root, on a kernel with userfaultfd; otherwise fill the RAM before the guest runs',
         });
-      if (options.incoming)
+      if (options.incoming) {
         await qmp.execute('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] });
+        // The host announces a guest that woke up. QEMU would have the guest do it again, in its first, slow milliseconds.
+        await qmp.execute('migrate-set-parameters', { 'announce-rounds': 0 });
+      }
       const incoming = options.incoming ? incomingOf(child) : null;
       incoming?.on('error', () => {}); // a QEMU that dies while it is fed: its exit tells
       const qemu = new QemuProcess(

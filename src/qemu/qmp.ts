@@ -49,10 +49,6 @@ export interface QmpCommands {
   'qom-list': { args: { path: string }; result: { name: string; type: string }[] };
   'x-query-virtio': { args: undefined; result: { name: string; path: string }[] };
   'x-query-virtio-queue-status': { args: { path: string; queue: number }; result: { 'vring-used': number } };
-  'announce-self': {
-    args: { initial: number; max: number; rounds: number; step: number };
-    result: object;
-  };
 }
 
 export interface DeviceStats {
