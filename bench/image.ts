@@ -21,7 +21,7 @@ export interface ImageCost {
   loadedPercentOfRam: number;
   /** Of the waiting QEMU itself, whatever the size of the VM; none in `image` standby. */
   waitingQemuMiB: number;
-  /** Of one core: what the manager and the waiting QEMU use more for an idle VM than without a shadow. */
+  /** Of one core: what the manager and the waiting QEMU use more for an idle VM than without a shadow; medians. */
   idleCpuPercent: number;
   idleLagMsP50: number;
   /** Kill → first heartbeat, `process` standby: the guest runs while its RAM is filled. */
@@ -54,6 +54,8 @@ const RESTORE_RAM_MIB = 1024;
 const LOOKS = 10;
 const LOOK_EVERY_MS = 400;
 const CPU_WINDOW_MS = 8000;
+/** A window in which the host had something else to do is not what a shadow costs. */
+const CPU_WINDOWS = 3;
 const SETTLE_MS = 1200;
 const REDIS_LOAD_MS = 6000;
 const REDIS_PORT = 6379;
@@ -100,11 +102,11 @@ export async function benchImage(guests: BenchGuests, rounds: number): Promise<I
 
 async function measureCost(manager: InProcessManager, ramMiB: number) {
   await sleep(SETTLE_MS);
-  const withoutMs = await cpuMs(null);
+  const withoutMs = p50(await cpuMs(null));
   await manager.port.createShadow('bench', () => {});
   const waiting = await waitingQemu(manager);
   await sleep(SETTLE_MS);
-  const withMs = await cpuMs(waiting.pid);
+  const withMs = p50(await cpuMs(waiting.pid));
   const idle = await looks(manager);
   const idleLagMsP50 = manager.port.showVm('bench').shadow?.lagMsAtCommit.p50 ?? Number.NaN;
   await manager.port.guestExec('bench', loadCommand(ramMiB));
@@ -127,15 +129,19 @@ async function waitingQemu(manager: InProcessManager): Promise<QemuProcess> {
   return manager.processes('bench').shadow as QemuProcess;
 }
 
-/** CPU time of this process, which the manager is in, and of another one, within a window. */
-async function cpuMs(pid: number | null): Promise<number> {
+/** CPU time of this process, which the manager is in, and of another one, in each of several windows. */
+async function cpuMs(pid: number | null): Promise<number[]> {
   const used = () => {
     const { user, system } = process.cpuUsage();
     return (user + system) / 1000 + (pid === null ? 0 : (cpuSeconds(pid) ?? 0) * 1000);
   };
-  const fromMs = used();
-  await sleep(CPU_WINDOW_MS);
-  return used() - fromMs;
+  const windows: number[] = [];
+  for (let i = 0; i < CPU_WINDOWS; i++) {
+    const fromMs = used();
+    await sleep(CPU_WINDOW_MS);
+    windows.push(used() - fromMs);
+  }
+  return windows;
 }
 
 async function looks(manager: InProcessManager): Promise<number[]> {
