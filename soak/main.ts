@@ -113,8 +113,6 @@ function summary(result: FailoverResult): string {
 }
 
 function strictSummary(result: StrictResult): string {
-  const row = (what: string, d: Distribution) =>
-    `  ${what.padEnd(30)} p50 ${text(d.p50)}  p99 ${text(d.p99)}  max ${text(d.max)}`;
   return [
     `strict mode: ${result.rounds} rounds in ${result.seconds} s: ${result.faults.kill} kill, ${result.faults.hang} hang`,
     `  operations on the register     ${result.operations}, ${result.acknowledgedWrites} writes acknowledged`,
