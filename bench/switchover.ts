@@ -1,7 +1,4 @@
-/**
- * Kill → first heartbeat from a shadow in `resident` standby, which holds all of the RAM, against a restore from a migrate
- * file and a cold boot; and who notices first. The section `image` has the same of the `process` standby.
- */
+/** Kill → first heartbeat from the shadow, against a restore from a migrate file and a cold boot; and who notices first. */
 import { nowMs, sleep } from '../harness/daemon.js';
 import { InProcessManager } from '../harness/in-process.js';
 import { onInterrupt } from '../harness/interrupt.js';
@@ -73,12 +70,7 @@ async function measureKills(ramMiB: number, rounds: number, hangRounds: number) 
     hang: [] as number[],
   };
   try {
-    await manager.runVm({
-      name: 'bench',
-      ramBytes: ramMiB * MIB,
-      shadow: { kind: 'always' },
-      standby: { level: 'resident', percent: 100 },
-    });
+    await manager.runVm({ name: 'bench', ramBytes: ramMiB * MIB, shadow: { kind: 'always' } });
     await manager.port.guestExec('bench', loadCommand(ramMiB));
     await sleep(LOAD_SETTLE_MS);
     for (let i = 0; i < rounds + hangRounds; i++) {
