@@ -348,6 +348,9 @@ describe('a VM with a shadow', () => {
     );
     // As of a process in an uninterruptible system call: the signal does not end it.
     old.kill = () => {};
+    await epochFromNowOn('web');
+    // An epoch that begins now leaves its `stop` in the frozen QEMU's monitor, and a guest that obeys it sends nothing.
+    await manager.port.vmForTest('web').shadow?.hold(5000);
     const promoted = manager.nextPromotion('web');
     old.freeze();
     const promotion = await promoted;
