@@ -7,12 +7,15 @@
 //   memcheck <MiB> [writes/s]      a self-checking structure: notices memory of two moments mixed up
 //   cpuloop <seconds>              counts a fixed piece of integer work (0: for ever)
 //   diskload <path> <how>          reads or writes a disk past the guest's caches, for ever: random|sequential|read
+//   netload <interface> <how> <s>  sends frames as fast as it can: small|large|garbage
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <arpa/inet.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/random.h>
 #include <net/if.h>
 #include <net/if_arp.h>
@@ -852,6 +855,54 @@ static int diskload_main(const char *path, const char *how) {
   }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// netload
+
+// Small: of the shortest length. Large: as long as a virtio device takes. Both are broadcasts by IPv4 with the sender's own
+// MAC and say nothing. Garbage: of any length and with any bytes, the header of the frame included.
+static int netload_main(const char *interface, const char *how, long seconds) {
+  static uint64_t frame[65536 / sizeof(uint64_t)];
+  const bool garbage = strcmp(how, "garbage") == 0, large = strcmp(how, "large") == 0;
+  const size_t large_mtu = 65000;
+  const int64_t publish_ns = 50000000;
+  struct ifreq request = {0};
+  snprintf(request.ifr_name, sizeof request.ifr_name, "%s", interface);
+  int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ALL));
+  if (large) request.ifr_mtu = (int)large_mtu;
+  if (fd < 0 || (large && ioctl(fd, SIOCSIFMTU, &request) < 0) || ioctl(fd, SIOCGIFMTU, &request) < 0) {
+    fprintf(stderr, "could not use the interface %s: %s\n", interface, strerror(errno));
+    return 1;
+  }
+  const size_t longest = (size_t)request.ifr_mtu + ETH_HLEN;
+  if (ioctl(fd, SIOCGIFHWADDR, &request) < 0) return 1;
+  uint8_t *bytes = (uint8_t *)frame;
+  struct ethhdr header = {.h_proto = htons(ETH_P_IP)};
+  memset(header.h_dest, 0xff, ETH_ALEN);
+  memcpy(header.h_source, request.ifr_hwaddr.sa_data, ETH_ALEN);
+  memcpy(bytes, &header, sizeof header);
+  struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(interface), .sll_halen = ETH_ALEN};
+  memset(to.sll_addr, 0xff, ETH_ALEN);
+
+  int status_fd = app_status_open();
+  uint64_t state = 1, sent = 0;
+  const int64_t start_ns = clock_ns(CLOCK_MONOTONIC);
+  for (int64_t published_ns = 0, now_ns = start_ns; now_ns - start_ns < seconds * 1000000000LL;
+       now_ns = clock_ns(CLOCK_MONOTONIC)) {
+    size_t length = large ? longest : ETH_ZLEN;
+    if (garbage) {
+      length = ETH_HLEN + mix(state += sent + 1) % (longest - ETH_HLEN);
+      for (size_t i = 0; i <= length / sizeof *frame; i++) frame[i] = state = mix(state);
+    }
+    // A full queue or a frame that the kernel refuses is no reason to end.
+    sent += sendto(fd, bytes, length, 0, (struct sockaddr *)&to, sizeof to) >= 0;
+    if (now_ns - published_ns < publish_ns) continue;
+    app_status_write(status_fd, "netload sent=%llu", (unsigned long long)sent);
+    published_ns = now_ns;
+  }
+  app_status_write(status_fd, "netload sent=%llu", (unsigned long long)sent);
+  return 0;
+}
+
 int main(int argc, char **argv) {
   const char *verb = argc > 1 ? argv[1] : "";
   if (strcmp(verb, "agent") == 0 && argc == 2) agent_main();
@@ -864,8 +915,10 @@ int main(int argc, char **argv) {
                          argc == 4 ? number_argument("writes per second", argv[3], 0, 100000000) : 0);
   if (strcmp(verb, "cpuloop") == 0 && argc == 3) return cpuloop_main(number_argument("seconds", argv[2], 0, 1000000000));
   if (strcmp(verb, "diskload") == 0 && argc == 4) return diskload_main(argv[2], argv[3]);
+  if (strcmp(verb, "netload") == 0 && argc == 5)
+    return netload_main(argv[2], argv[3], number_argument("seconds", argv[4], 1, 1000000));
   fprintf(stderr, "usage: shadowvm-guest agent | modules <list> | memwriter <MiB> <MiB/s> | "
                   "memcheck <MiB> [writes/s] | cpuloop <seconds> | "
-                  "diskload <path> random|sequential|read\n");
+                  "diskload <path> random|sequential|read | netload <interface> small|large|garbage <seconds>\n");
   return 2;
 }

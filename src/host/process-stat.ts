@@ -9,6 +9,7 @@ const EXIT_CODE = 52;
 /** USER_HZ: fixed at 100 for every architecture that ShadowVM runs on. */
 const TICKS_PER_SECOND = 100;
 const SIGKILL = 9;
+const PAGE_BYTES = 4096;
 
 /** A process and when it began, in clock ticks since boot: tells it from a later one with its number. */
 export interface ProcessIdentity {
@@ -49,6 +50,16 @@ export function startTicks(pid: number): number | null {
 export function cpuSeconds(pid: number): number | null {
   const fields = readStat(`/proc/${pid}`);
   return fields === null ? null : (Number(fields(UTIME)) + Number(fields(STIME))) / TICKS_PER_SECOND;
+}
+
+/** Memory of its own, that no file and no other process shares: its heap above all; null when it is gone. */
+export function privateBytes(pid: number): number | null {
+  try {
+    const [, resident, shared] = fs.readFileSync(`/proc/${pid}/statm`, 'latin1').split(' ').map(Number);
+    return ((resident as number) - (shared as number)) * PAGE_BYTES;
+  } catch {
+    return null;
+  }
 }
 
 /** Time that its threads could have run and waited for a CPU, all of those that live; null when it is gone. */

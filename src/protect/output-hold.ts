@@ -13,6 +13,7 @@
  */
 import { monotonicMs } from '../clock.js';
 import { messageOf } from '../errors.js';
+import { privateBytes } from '../host/process-stat.js';
 import type { PacketTrail } from '../network/native.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Waiting } from './pacing.js';
@@ -22,6 +23,11 @@ import { COUNTER_MASK, findSentCounter, type SentCounter } from './sent-counter.
 const HOLDS_MAX = 8;
 /** Packets that are older than this leave without their epoch. */
 export const HELD_MS_MAX = 2000;
+/**
+ * What is held takes memory of QEMU's heap, outside of what the VM was promised. A hold takes 10,000 packets (QEMU's own
+ * limit; the next are dropped, as by any full queue), which is little for most guests but may be of 64 KiB each.
+ */
+const HELD_BYTES_MAX = 128 * 2 ** 20;
 const WATCH_MS = 100;
 /** QEMU's own timer, on the clock of its guest; behind ours, which is told of. */
 const DEAD_MAN_US = 3_000_000;
@@ -57,6 +63,9 @@ export class OutputHold {
   private sentAtCutBefore = 0;
   private firstSentMs: number | null = null;
   private lastSentMs: number;
+  /** QEMU's heap when the hold that is the oldest was first seen to be. */
+  private heapBytes = 0;
+  private oldestSeen: Hold | undefined;
 
   /**
    * @param trail what the guest is sent; null where that can not be seen
@@ -186,7 +195,13 @@ export class OutputHold {
     const [oldest] = this.holds;
     if (oldest === undefined) return;
     const ageMs = monotonicMs() - oldest.madeAtMs;
+    const bytes = privateBytes(this.qemu.pid) ?? 0;
+    if (oldest !== this.oldestSeen) this.heapBytes = bytes;
+    this.oldestSeen = oldest;
+    const heldBytes = bytes - this.heapBytes;
     if (ageMs > HELD_MS_MAX) this.suspend(`no epoch was committed for ${Math.round(ageMs)} ms`);
+    else if (heldBytes > HELD_BYTES_MAX)
+      this.suspend(`its guest has sent ${Math.round(heldBytes / 2 ** 20)} MiB in one epoch`);
   }
 
   private delete({ id }: Hold): void {
