@@ -68,6 +68,8 @@ export class Databases {
       `sqlite3 /sql/db 'pragma journal_mode=wal; create table t(n integer primary key, pad blob); insert into t values(0, null)'`,
     );
     databases.write(await databases.serve());
+    const begun = () => databases.counts.committed > 0 && databases.counts.written > 0;
+    await manager.until('the first transactions', begun);
     return databases;
   }
 

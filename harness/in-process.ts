@@ -48,6 +48,14 @@ export class InProcessManager {
     });
   }
 
+  /** Resolves when an epoch is committed that was cut after this moment. @returns its number */
+  async epochFromNowOn(name: string): Promise<number> {
+    const newest = () => this.port.showVm(name).shadow;
+    const startMs = performance.now();
+    await this.until('an epoch', () => (newest()?.lagMs ?? Number.POSITIVE_INFINITY) < performance.now() - startMs);
+    return newest()?.epoch as number;
+  }
+
   /** In strict mode from now on. */
   async makeStrict(name: string): Promise<void> {
     await this.port.changeMode(name, 'strict');

@@ -120,6 +120,33 @@ test('a disk goes where its guest goes: back in time, into a snapshot, a clone, 
   expect(existsSync(join(manager.stateDir.vmsDir, 'c'))).toBe(false);
 }, 180_000);
 
+test.each(['none', 'unsafe'] as const)(
+  'with the cache %s a disk is of the epoch of its guest',
+  async (diskCache) => {
+    await manager.runVm(small('a', { shadow: { kind: 'always' }, diskCache }));
+    await manager.shadowReady('a');
+    await run('a', mark('first'));
+    // Of any length and place, as an application does that knows nothing of blocks.
+    await run(
+      'a',
+      'tr "\\0" x < /dev/zero | dd of=/dev/disk/data iflag=fullblock bs=777 seek=55555 count=999 conv=notrunc,fsync 2>/dev/null',
+    );
+    await manager.epochFromNowOn('a');
+    const past = new Date().toISOString();
+    await run('a', mark('second'));
+    await manager.epochFromNowOn('a');
+    const promoted = manager.nextPromotion('a');
+    await manager.port.injectFault('a', 'kill');
+    await promoted;
+    await run('a', isMarked('second'));
+    await manager.shadowReady('a');
+    await manager.port.promoteShadow('a', { beforeMs: Date.parse(past) });
+    await run('a', isMarked('first'));
+    await run('a', `[ "$(dd if=/dev/disk/data bs=777 skip=55555 count=999 2>/dev/null | tr -d x | wc -c)" = 0 ]`);
+  },
+  60_000,
+);
+
 test('disks are copied from files, and read-only ones are used in place by several VMs', async () => {
   const base = join(scratch, 'base.img');
   // One that nobody may write is as good to be copied as another.

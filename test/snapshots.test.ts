@@ -37,14 +37,6 @@ afterAll(async () => {
 const guest = async (vm: string, command: string) => (await manager.port.guestExec(vm, command)).exitCode;
 const write = (vm: string, text: string) => guest(vm, `echo ${text} > /dev/shm/note`);
 const has = (vm: string, text: string) => guest(vm, `grep -q '^${text}$' /dev/shm/note`);
-const epochOf = (vm: string) => manager.port.showVm(vm).shadow?.epoch ?? 0;
-
-/** Until there is an epoch that was cut after now. */
-async function nextEpoch(vm: string): Promise<number> {
-  const after = epochOf(vm) + 1; // one may be under way
-  await manager.until('an epoch', () => epochOf(vm) > after);
-  return epochOf(vm);
-}
 
 describe('a VM that starts from the golden snapshot of its image', () => {
   test('is somebody of its own, and its shadow holds only what differs', async () => {
@@ -87,7 +79,7 @@ describe('the standby', () => {
           : { level: 'resident' as const, percent: text === 'resident' ? 100 : 30 };
       expect((await manager.port.changeStandby('web', level)).standby).toBe(text);
       await write('web', text);
-      await nextEpoch('web');
+      await manager.epochFromNowOn('web');
       const { shadow } = manager.processes('web');
       expect(shadow === null).toBe(text === 'image');
       if (text === 'resident') {
@@ -105,11 +97,11 @@ describe('the standby', () => {
 describe('older epochs', () => {
   test('can be gone back to by number and by moment, and what came after is given up', async () => {
     await write('web', 'first');
-    const first = await nextEpoch('web');
+    const first = await manager.epochFromNowOn('web');
     await sleep(50);
     const beforeMs = Date.now();
     await write('web', 'second');
-    const second = await nextEpoch('web');
+    const second = await manager.epochFromNowOn('web');
     expect(manager.port.listEpochs('web').map(({ epoch }) => epoch)).toEqual(expect.arrayContaining([first, second]));
     const promotion = await manager.port.promoteShadow('web', { epoch: first });
     expect(promotion).toMatchObject({ epoch: first, planned: true });
@@ -117,7 +109,7 @@ describe('older epochs', () => {
     await manager.shadowReady('web');
     expect(manager.port.listEpochs('web').map(({ epoch }) => epoch)).not.toContain(second);
     await write('web', 'third');
-    await nextEpoch('web');
+    await manager.epochFromNowOn('web');
     await manager.port.promoteShadow('web', { beforeMs });
     expect(await has('web', 'first')).toBe(0);
     await manager.shadowReady('web');
@@ -156,9 +148,9 @@ describe('older epochs', () => {
 describe('a copy', () => {
   test('of a running VM goes on by itself, from now or from an older epoch', async () => {
     await write('web', 'original');
-    const epoch = await nextEpoch('web');
+    const epoch = await manager.epochFromNowOn('web');
     await write('web', 'later');
-    await nextEpoch('web');
+    await manager.epochFromNowOn('web');
     const clone = await manager.port.cloneVm('web', { name: 'copy', wanted: { epoch } }, ignore);
     expect(clone).toMatchObject({ origin: 'clone', state: 'running' });
     expect(clone.address).not.toBe(manager.port.showVm('web').address);
@@ -193,13 +185,13 @@ test('a guest never gets a page that its image has lost: it is taken back to an 
   await manager.runVm({ ...spec, name: 'torn', shadow: { kind: 'always' } });
   await manager.shadowReady('torn');
   await write('torn', 'before');
-  await nextEpoch('torn');
+  await manager.epochFromNowOn('torn');
   await sleep(1000); // a step back is half a second at least
   const log = join(manager.stateDir.vmDir('torn'), 'shadow');
   const sizes = new Map(readdirSync(log).map((file) => [file, statSync(join(log, file)).size]));
   await write('torn', 'after');
   expect(await guest('torn', 'dd if=/dev/urandom of=/dev/shm/noise bs=65536 count=128')).toBe(0);
-  await nextEpoch('torn');
+  await manager.epochFromNowOn('torn');
   for (const file of readdirSync(log)) {
     const fd = openSync(join(log, file), 'r+');
     for (let at = sizes.get(file) ?? 4096; at < fstatSync(fd).size; at += 1024) writeSync(fd, 'torn', at);
@@ -239,7 +231,7 @@ describe('a snapshot', () => {
 
   test('goes as one file to another manager', async () => {
     await write('web', 'travels');
-    await nextEpoch('web');
+    await manager.epochFromNowOn('web');
     expect(await manager.port.exportSnapshot('web', file, ignore)).toMatchObject({ vm: 'web', path: file });
     await expect(manager.port.exportSnapshot('web', file, ignore)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
     const other = await InProcessManager.open({ bridge: 'svtsn2', subnet: '10.214.43.0/24' });

@@ -107,7 +107,7 @@ const panic: Injection = { inject: (name) => manager.port.injectFault(name, 'pan
 async function failOver(name: string, { inject, cause }: Injection): Promise<PromotionView> {
   await manager.shadowReady(name);
   await until('a QEMU that waits', () => manager.processes(name).shadow !== null);
-  await epochFromNowOn(name);
+  await manager.epochFromNowOn(name);
   const since = newestSeq();
   const before = manager.port.showVm(name);
   const old = manager.processes(name).primary;
@@ -135,12 +135,6 @@ async function failOver(name: string, { inject, cause }: Injection): Promise<Pro
   expect(types.filter((type) => type.startsWith('promotion.step'))).toEqual([]);
   expect(types.filter((type) => type === 'promotion.done')).toHaveLength(1);
   return promotion;
-}
-
-/** Resolves when an epoch is committed that was cut after this moment. */
-async function epochFromNowOn(name: string): Promise<void> {
-  const startMs = performance.now();
-  await until('an epoch', () => (manager.port.showVm(name).shadow?.lagMs ?? Infinity) < performance.now() - startMs);
 }
 
 function typesSince(seq: number, vm: string): string[] {
@@ -278,7 +272,7 @@ describe('a VM with a shadow', () => {
     const before = manager.port.showVm('web');
     manager.processes('web').shadow!.kill();
     await until('its end', () => manager.processes('web').shadow === null);
-    await epochFromNowOn('web');
+    await manager.epochFromNowOn('web');
     await until('another QEMU that waits', () => manager.processes('web').shadow !== null);
     const after = manager.port.showVm('web');
     expect([after.pid, after.generation, after.state]).toEqual([before.pid, before.generation, 'running']);
@@ -291,7 +285,7 @@ describe('a VM with a shadow', () => {
   test('dies while nothing waits: a QEMU is started for it then', async () => {
     await manager.port.changeStandby('web', { level: 'image' });
     expect(manager.processes('web').shadow).toBeNull();
-    await epochFromNowOn('web');
+    await manager.epochFromNowOn('web');
     const promoted = manager.nextPromotion('web');
     await manager.port.injectFault('web', 'kill');
     await memcheck.goesOnFrom(await promoted);
@@ -348,7 +342,7 @@ describe('a VM with a shadow', () => {
     );
     // As of a process in an uninterruptible system call: the signal does not end it.
     old.kill = () => {};
-    await epochFromNowOn('web');
+    await manager.epochFromNowOn('web');
     // An epoch that begins now leaves its `stop` in the frozen QEMU's monitor, and a guest that obeys it sends nothing.
     await manager.port.vmForTest('web').shadow?.hold(5000);
     const promoted = manager.nextPromotion('web');
