@@ -4,7 +4,7 @@
  */
 import { Duplex } from 'node:stream';
 import { ShadowVmError } from '../src/errors.js';
-import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from '../src/manager/port.js';
+import type { LogPart, LogText, ManagerPort, StopOptions } from '../src/manager/port.js';
 import type { NetworkSpecInput, NetworkView } from '../src/vm/network.js';
 import { type Mode, type StandbyLevel, type VmSpecInput, vmSpecSchema } from '../src/vm/spec.js';
 import { formatStandby } from '../src/vm/standby-text.js';
@@ -18,6 +18,7 @@ import type {
   SnapshotView,
   VerifyView,
   VmView,
+  WantedEpoch,
 } from '../src/vm/view.js';
 import { FakeDisks } from './fake-disks.js';
 import { FakeUsage } from './fake-usage.js';

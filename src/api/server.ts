@@ -15,9 +15,9 @@ import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest }
 import type { Logger } from 'pino';
 import type { z } from 'zod';
 import { ERROR_STATUS, ShadowVmError, toShadowVmError } from '../errors.js';
-import type { ManagerPort, WantedEpoch } from '../manager/port.js';
+import type { ManagerPort } from '../manager/port.js';
 import { fileError } from '../manager/state-dir.js';
-import type { OnProgress } from '../vm/view.js';
+import type { OnProgress, WantedEpoch } from '../vm/view.js';
 import { serveDisks } from './disk-routes.js';
 import { Follower } from './follower.js';
 import { openApi } from './openapi.js';

@@ -21,6 +21,7 @@ import type {
   SnapshotView,
   VerifyView,
   VmView,
+  WantedEpoch,
 } from '../vm/view.js';
 import { recoverVms } from './adoption.js';
 import { ConsoleStream } from './console.js';
@@ -28,7 +29,7 @@ import { DiskDesk } from './disk-desk.js';
 import { Host, type HostOptions } from './host.js';
 import { readLogPart } from './log-file.js';
 import { Origins } from './origins.js';
-import type { LogPart, LogText, ManagerPort, StopOptions, WantedEpoch } from './port.js';
+import type { LogPart, LogText, ManagerPort, StopOptions } from './port.js';
 import type { StartFrom } from './primary-start.js';
 import { exportSnapshot, importSnapshot, verifySnapshot } from './snapshots.js';
 import { requireTap } from './strict-mode.js';

@@ -12,6 +12,7 @@ import type {
   SnapshotView,
   VerifyView,
   VmView,
+  WantedEpoch,
 } from '../vm/view.js';
 import type { DiskPort } from './disk-port.js';
 import type { UsagePort } from './usage-port.js';
@@ -35,9 +36,6 @@ export interface StopOptions {
   /** Leave a snapshot from which the VM starts again. */
   snapshot: boolean;
 }
-
-/** An epoch is named by its number, or by a moment that it is to be older than. */
-export type WantedEpoch = { epoch: number } | { beforeMs: number };
 
 export interface ManagerPort {
   /** What VMs use, used and will use. */

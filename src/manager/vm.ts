@@ -1,36 +1,32 @@
 /** One VM, as users see it: how it comes to run, what can be asked of it, how it ends. */
-import { monotonicMs } from '../clock.js';
-import { messageOf, ShadowVmError, toShadowVmError } from '../errors.js';
+import { ShadowVmError, toShadowVmError } from '../errors.js';
 import { recordBoot } from '../image/store.js';
 import type { Beat } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
-import { epochTimes, findEpoch, readEpoch } from '../shadow/epochs.js';
-import { Shadow } from '../shadow/shadow.js';
-import { ProbeCaller } from '../switchover/probe-call.js';
-import { probeTarget } from '../switchover/probe-target.js';
-import { epochBefore } from '../switchover/rewind.js';
-import { type Death, FailureWatch, type FailureWatchOptions } from '../switchover/watch.js';
+import { resolveEpoch, viewEpoch } from '../shadow/epochs.js';
+import type { Shadow } from '../shadow/shadow.js';
+import type { FailureWatch } from '../switchover/watch.js';
 import type { Mode, StandbyLevel, VmSpec } from '../vm/spec.js';
 import { formatStandby } from '../vm/standby-text.js';
-import type { EpochView, OnProgress, PromotionView, VmState, VmView } from '../vm/view.js';
-import { findDisk, growDisk, requireGrowing, settleSizes } from './disk-resize.js';
+import type { EpochView, OnProgress, PromotionView, VmState, VmView, WantedEpoch } from '../vm/view.js';
+import { bringToAnEnd } from './adopted-vm.js';
+import { findDisk, growDisk, requireGrowing } from './disk-resize.js';
 import type { Host } from './host.js';
-import type { StopOptions, WantedEpoch } from './port.js';
+import type { StopOptions } from './port.js';
 import { type StartFrom, startPrimary } from './primary-start.js';
-import { Repeated } from './repeated.js';
+import { watchPrimary } from './primary-watch.js';
 import { ShadowKeeper } from './shadow-keeper.js';
-import { other, type Side } from './sides.js';
+import { ShadowMaker } from './shadow-maker.js';
+import type { Side } from './sides.js';
 import { snapshotOf } from './snapshots.js';
 import type { VmRecord } from './state-dir.js';
 import { Takeover } from './takeover.js';
 import { VmCore } from './vm-core.js';
 import { VmUsage } from './vm-usage.js';
-import { FAULT_WORDS, PROBE_WORDS, SHADOW_WORDS } from './vm-words.js';
+import { FAULT_WORDS } from './vm-words.js';
 
 /** Longer than a guest takes from the order to panic to its reset. */
 const DRILL_HOLD_MS = 1000;
-/** Aborted epochs come in rows; their number is what tells how bad it is. */
-const ABORTS_TOLD_EVERY_MS = 5000;
 
 export class ManagedVm {
   readonly core: VmCore;
@@ -39,7 +35,6 @@ export class ManagedVm {
   private watch: FailureWatch | null = null;
   readonly usage: VmUsage;
   private startMs: number | null = null;
-  private readonly aborts = new Repeated(ABORTS_TOLD_EVERY_MS);
   private standbyLevel: StandbyLevel;
   /** Settles when the start has, and nothing of it is left or everything is up. */
   private running: Promise<void> = Promise.resolve();
@@ -54,7 +49,7 @@ export class ManagedVm {
     this.standbyLevel = spec.standby;
     this.keeper = new ShadowKeeper({
       rule: spec.shadow,
-      make: (because) => this.makeShadow(because),
+      make: (because) => maker.make(because),
       moving: (metric) => this.usage.thresholds.value(metric),
       onRemake: (delayMs) =>
         this.core.event('info', 'shadow.remake', `another shadow is made in ${delayMs} ms`, { delayMs }),
@@ -73,6 +68,12 @@ export class ManagedVm {
       },
       onDone: () => this.promoted(),
       onLost: (reason) => this.declareLost(reason),
+    });
+    const maker = new ShadowMaker({
+      core: this.core,
+      takeover: this.takeover,
+      level: () => this.usage.affordable(this.standbyLevel),
+      onFailed: () => void this.keeper.replace(),
     });
   }
 
@@ -114,51 +115,10 @@ export class ManagedVm {
     );
     core.saveSoon();
     this.observe(true);
-    void this.takeOutputOver()
-      .then(() => this.settleDisks())
-      .then(() => this.fillToTheEnd())
-      .then(() => {
-        if (core.shadowImage.exists()) this.keeper.want('protected before the manager was restarted');
-        this.keeper.resume();
-      });
-  }
-
-  private async takeOutputOver(): Promise<void> {
-    const { core } = this;
-    await core.strict
-      .adopt(core.primary as QemuProcess)
-      .catch((error: unknown) => core.logError(error, 'letting held packets go'));
-  }
-
-  /** The earlier manager may have been killed while a disk grew. */
-  private async settleDisks(): Promise<void> {
-    const { core } = this;
-    await settleSizes(core, core.primary as QemuProcess).catch((error: unknown) =>
-      core.logError(error, 'looking at the sizes of its disks'),
-    );
-  }
-
-  /** A guest that woke up not long ago may wait for pages that only its image has. */
-  private async fillToTheEnd(): Promise<void> {
-    const { core } = this;
-    const primary = core.primary as QemuProcess;
-    try {
-      const { lazy } = primary.control.read();
-      const image = lazy || core.shadowImage.exists() ? await core.shadowImage.openSource() : null;
-      if (lazy && image !== null)
-        primary.fillFrom(image.native, core.hotPath, (page, why) => core.corruptPage(primary, page, why));
-      if (image !== null && image === core.shadowImage.opened && image.describe().headEpoch > 0)
-        core.wokeFrom = await readEpoch(image, image.describe().headEpoch, core.name);
-    } catch (error) {
-      const why = messageOf(error);
-      core.event(
-        'error',
-        'image.trouble',
-        `its image can not be opened, it is protected from the beginning: ${why}`,
-        {},
-      );
-      await core.shadowImage.remove();
-    }
+    void bringToAnEnd(core).then(() => {
+      if (core.shadowImage.exists()) this.keeper.want('protected before the manager was restarted');
+      this.keeper.resume();
+    });
   }
 
   get state(): VmState {
@@ -398,36 +358,12 @@ export class ManagedVm {
 
   /** The number of an epoch that is named. @throws EPOCH_NOT_FOUND that tells which there are */
   findEpoch(wanted: WantedEpoch, epochs = this.core.shadowImage.opened?.epochs() ?? []): number {
-    if ('epoch' in wanted) return findEpoch(epochs, wanted.epoch, this.spec.name).epoch;
-    const { beforeMs } = wanted;
-    const found = epochBefore(epochTimes(epochs), beforeMs);
-    if (found !== null) return found.epoch;
-    throw new ShadowVmError('EPOCH_NOT_FOUND', {
-      attempted: 'go back to an epoch',
-      subject: this.spec.name,
-      reason: `none of its ${epochs.length} epochs was cut before ${new Date(beforeMs).toISOString()}${this.sinceResize(beforeMs)}`,
-      remedy: `See which there are: shadowvm shadow epochs ${this.spec.name}`,
-    });
-  }
-
-  private sinceResize(beforeMs: number): string {
-    const { resizedAtMs } = this.core;
-    if (resizedAtMs === null || beforeMs > resizedAtMs) return '';
-    return `; those before ${new Date(resizedAtMs).toISOString()} ended when a disk was resized`;
+    return resolveEpoch(epochs, wanted, this.spec.name, this.core.resizedAtMs);
   }
 
   /** The epochs that can be gone back to, oldest first. @throws SHADOW_NOT_FOUND */
   listEpochs(): EpochView[] {
-    return this.requireShadow('list the epochs')
-      .epochs()
-      .map(({ epoch, generation, cutAtWallMs, changedPages, storedBytes, durable }) => ({
-        epoch,
-        generation,
-        cutAt: new Date(cutAtWallMs).toISOString(),
-        changedPages,
-        storedBytes,
-        durable,
-      }));
+    return this.requireShadow('list the epochs').epochs().map(viewEpoch);
   }
 
   async injectFault(fault: 'kill' | 'hang' | 'panic'): Promise<{ atNs: string }> {
@@ -505,127 +441,7 @@ export class ManagedVm {
 
   private watchPrimary(promoted: boolean): void {
     const { core, keeper, takeover } = this;
-    core.watchDisks();
-    this.watch = new FailureWatch({
-      primary: core.primary as QemuProcess,
-      promoted,
-      // Epochs of a guest that hangs show it hanging: one from before is needed. QEMU's own hang is in no epoch.
-      canTakeOver: (cause) =>
-        takeover.switchover.canTakeOver &&
-        (!['guest-hung', 'probe-failed'].includes(cause) || keeper.shadow?.newestConfirmed() !== null),
-      onHang: (evidence) =>
-        core.event('error', 'failure.no-shadow', `it hangs, and no shadow could take over: ${evidence}`, {}),
-      pausedTotalMs: () => (keeper.shadow?.pausedTotalMs() ?? 0) + core.stalledMs(),
-      onDeath: (death) => this.primaryDied(death),
-      onShutdown: (how) => void this.guestEnded(how),
-      onSuspicion: (silentMs) =>
-        silentMs > 0
-          ? core.event('warn', 'failure.suspected', `no heartbeat for ${Math.round(silentMs)} ms, looking closer`, {
-              silentMs,
-            })
-          : core.event('info', 'failure.cleared', 'heartbeats are back, it was no failure', {}),
-      probes: this.probesOf(core.primary as QemuProcess),
-    });
-  }
-
-  private probesOf(primary: QemuProcess): FailureWatchOptions['probes'] {
-    const { core } = this;
-    const caller = new ProbeCaller(probeTarget(this.spec, core.address), primary.agent);
-    return {
-      declared: this.spec.probes,
-      call: (check, signal) => caller.call(check, signal),
-      onHealth: (probe, health, reason) =>
-        core.event(
-          health === 'well' ? 'info' : 'warn',
-          `probe.${health}`,
-          `the probe ${probe} ${PROBE_WORDS[health]}${reason === null ? '' : `: ${reason}`}`,
-          { probe, reason },
-        ),
-    };
-  }
-
-  private primaryDied(death: Death): void {
-    const { primary, endedForItsImage } = this.core;
-    const outside = primary !== endedForItsImage && primary?.killedFromOutside === true;
-    this.takeover.primaryDied(death, outside);
-  }
-
-  private makeShadow(because: string): Shadow {
-    const { core } = this;
-    const primary = core.primary as QemuProcess;
-    const { usable, reason } = primary.writeTracking;
-    const { tracking } = this.spec;
-    const from = core.wokeFrom;
-    const { followed } = core;
-    // Whoever makes a shadow after this one finds that this one has used the reports up.
-    core.wokeFrom = null;
-    core.followed = false;
-    core.event('info', 'shadow.starting', `making a shadow (${because})`, { because });
-    if (tracking !== 'checksum' && !usable)
-      core.event(
-        'warn',
-        'shadow.no-write-tracking',
-        `changes are found by checksums alone, pauses are longer: ${reason}`,
-        {},
-      );
-    return Shadow.create({
-      spec: this.spec,
-      generation: this.takeover.switchover.generation,
-      primary,
-      level: this.usage.affordable(this.standbyLevel),
-      from,
-      followed,
-      after: core.awake,
-      output: () => core.strict.hold,
-      tracking: tracking === 'checksum' || !usable ? 'checksum' : 'write',
-      createdBecause: because,
-      imageStats: () => core.shadowImage.stats,
-      openImage: () => {
-        if (tracking === 'write' && !usable)
-          throw new ShadowVmError('TRACKING_UNAVAILABLE', {
-            attempted: 'track the writes of the VM',
-            subject: this.spec.name,
-            reason,
-            remedy: 'Use --tracking auto, or a kernel of 6.7 or newer',
-          });
-        return core.shadowImage.open();
-      },
-      disks: core.protectedDisks(),
-      launch: async () => {
-        await core.otherSideFree;
-        return core.launch(other(core.side), true);
-      },
-      onWaiting: () => core.sides.limit(other(core.side), 'waiting'),
-      onChange: (state, why) => {
-        core.event(
-          state === 'failed' || state === 'behind' ? 'warn' : 'info',
-          `shadow.${state}`,
-          `${SHADOW_WORDS[state]}: ${why}`,
-          {},
-        );
-        if (state === 'ready') this.takeover.switchover.dispatch({ type: 'shadow-ready' });
-      },
-      onFailed: () => {
-        this.takeover.switchover.dispatch({ type: 'shadow-lost' });
-        if (!this.takeover.switchover.underWay) void this.keeper.replace();
-      },
-      onEpochAborted: (why) => this.epochAborted(why),
-      onRepaired: (pages) =>
-        core.event('warn', 'shadow.repaired', `the scrub found ${pages} pages that differed, and repaired them`, {
-          pages,
-        }),
-      onStandbyLost: (why, retryMs) =>
-        core.event('warn', 'standby.lost', `nothing waits to take over, a promotion would take longer: ${why}`, {
-          retryMs,
-        }),
-    });
-  }
-
-  private epochAborted(why: string): void {
-    const count = this.aborts.count(monotonicMs());
-    if (count === 0) return;
-    const what = count === 1 ? 'an epoch was given up' : `${count} epochs were given up, the last one`;
-    this.core.event('warn', 'epoch.aborted', `${what}: ${why}; the next one tries again`, { count });
+    this.watch = watchPrimary({ core, keeper, takeover, promoted, onShutdown: (how) => void this.guestEnded(how) });
   }
 
   private promoted(): void {

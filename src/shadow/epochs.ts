@@ -2,7 +2,8 @@
 import { ShadowVmError } from '../errors.js';
 import type { EpochInfo, ShadowImage } from '../native/image.js';
 import type { CommittedEpoch } from '../protect/protector.js';
-import type { EpochTime } from '../switchover/rewind.js';
+import { type EpochTime, epochBefore } from '../switchover/rewind.js';
+import type { EpochView, WantedEpoch } from '../vm/view.js';
 
 /** What a promotion from this epoch starts from. @throws EPOCH_NOT_FOUND */
 export async function readEpoch(image: ShadowImage, epoch: number, vm: string): Promise<CommittedEpoch> {
@@ -22,6 +23,41 @@ function sinceThisBoot(cutAtMonotonicNs: bigint, cutAtWallMs: number): bigint {
   return agree ? cutAtMonotonicNs : nowNs - BigInt(Math.round(Math.max(0, ageMs) * 1e6));
 }
 
+/** As people are shown it. */
+export function viewEpoch(info: EpochInfo): EpochView {
+  const { epoch, generation, cutAtWallMs, changedPages, storedBytes, durable } = info;
+  return { epoch, generation, cutAt: new Date(cutAtWallMs).toISOString(), changedPages, storedBytes, durable };
+}
+
+/**
+ * The number of the epoch that is wanted.
+ * @param resizedAtMs when a disk was resized, which ended all epochs from before; null when none was
+ * @throws EPOCH_NOT_FOUND that tells which there are
+ */
+export function resolveEpoch(
+  epochs: readonly EpochInfo[],
+  wanted: WantedEpoch,
+  vm: string,
+  resizedAtMs: number | null,
+): number {
+  if ('epoch' in wanted) return findEpoch(epochs, wanted.epoch, vm).epoch;
+  const { beforeMs } = wanted;
+  const found = epochBefore(epochTimes(epochs), beforeMs);
+  if (found !== null) return found.epoch;
+  const resized =
+    resizedAtMs === null || beforeMs > resizedAtMs
+      ? ''
+      : `; those before ${new Date(resizedAtMs).toISOString()} ended when a disk was resized`;
+  throw new ShadowVmError('EPOCH_NOT_FOUND', {
+    attempted: 'go back to an epoch',
+    subject: vm,
+    reason: `none of its ${epochs.length} epochs was cut before ${new Date(beforeMs).toISOString()}${resized}`,
+    remedy: seeWhichThereAre(vm),
+  });
+}
+
+const seeWhichThereAre = (vm: string) => `See which there are: shadowvm shadow epochs ${vm}`;
+
 /** What rewinds choose by. */
 export function epochTimes(epochs: readonly EpochInfo[]): EpochTime[] {
   return epochs.map(({ epoch, cutAtWallMs: cutAtMs }) => ({ epoch, cutAtMs }));
@@ -39,6 +75,6 @@ export function findEpoch(epochs: readonly EpochInfo[], epoch: number, vm: strin
       oldest === undefined || newest === undefined
         ? 'its shadow image holds no epoch'
         : `epoch ${epoch} is not in its shadow image, which holds ${epochs.length} of ${oldest.epoch} to ${newest.epoch}`,
-    remedy: `See which there are: shadowvm shadow epochs ${vm}`,
+    remedy: seeWhichThereAre(vm),
   });
 }

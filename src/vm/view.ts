@@ -84,6 +84,9 @@ export const epochViewSchema = z.object({
 });
 export type EpochView = z.infer<typeof epochViewSchema>;
 
+/** An epoch is named by its number, or by a moment that it is to be older than. */
+export type WantedEpoch = { epoch: number } | { beforeMs: number };
+
 /** The state that a stopped VM starts again from. */
 export const snapshotViewSchema = z.object({
   vm: z.string(),
