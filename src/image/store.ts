@@ -12,7 +12,6 @@ import {
   copyFile,
   link,
   mkdir,
-  open,
   readdir,
   readFile,
   readlink,
@@ -25,6 +24,7 @@ import {
 import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
 import { ShadowVmError } from '../errors.js';
+import { replaceFile, syncPath } from '../host/durable-file.js';
 import { startTicks } from '../host/process-stat.js';
 import type { Kernel } from '../qemu/argv.js';
 import { MIB } from '../vm/spec.js';
@@ -97,7 +97,7 @@ export async function removeImage(imagesDir: string, name: string): Promise<void
   // The name goes first: an image that can be found is always whole.
   const known = await rm(path, { recursive: true }).then(() => true, falseWhenMissing);
   if (!known) throw notFound('remove an image', name);
-  await syncFolder(imagesDir);
+  await syncPath(imagesDir);
   if (dir !== null) await removeBuild(imagesDir, dir);
 }
 
@@ -154,15 +154,15 @@ export async function beginBuild(imagesDir: string, name: string): Promise<strin
 
 /** Gives the name to a finished build, atomically and durably, and removes the build that had it. */
 export async function commitBuild(imagesDir: string, dir: string, manifest: ImageManifest): Promise<void> {
-  for (const file of [KERNEL_FILE, INITRD_FILE]) await syncFile(join(dir, file));
+  for (const file of [KERNEL_FILE, INITRD_FILE]) await syncPath(join(dir, file));
   await writeManifest(dir, manifest);
-  await syncFolder(join(imagesDir, BUILDS));
+  await syncPath(join(imagesDir, BUILDS));
   const path = join(imagesDir, manifest.name);
   const former = await realpath(path).catch(nullWhenMissing);
   const temporary = `${dir}.link`;
   await symlink(join(BUILDS, basename(dir)), temporary);
   await rename(temporary, path);
-  await syncFolder(imagesDir);
+  await syncPath(imagesDir);
   if (former !== null && basename(former) !== basename(dir)) await removeBuild(imagesDir, former);
 }
 
@@ -205,30 +205,10 @@ async function readImage(imagesDir: string, name: string): Promise<Image | null>
 }
 
 async function writeManifest(dir: string, manifest: ImageManifest): Promise<void> {
-  const path = join(dir, MANIFEST_FILE);
-  const temporary = `${path}.${randomBytes(6).toString('hex')}`;
-  const file = await open(temporary, 'wx', 0o644);
-  try {
-    await file.writeFile(`${JSON.stringify(manifestSchema.parse(manifest), null, 2)}\n`);
-    await file.chmod(0o644); // whatever the umask: images hold no secrets and serve the managers of all users
-    await file.sync();
-  } finally {
-    await file.close();
-  }
-  await rename(temporary, path);
-  await syncFolder(dir);
+  const text = `${JSON.stringify(manifestSchema.parse(manifest), null, 2)}\n`;
+  // Images hold no secrets and serve the managers of all users.
+  await replaceFile(join(dir, MANIFEST_FILE), text, 0o644);
 }
-
-async function syncFile(path: string): Promise<void> {
-  const file = await open(path, 'r');
-  try {
-    await file.sync();
-  } finally {
-    await file.close();
-  }
-}
-
-const syncFolder = syncFile;
 
 export function imageMiB(bytes: number): number {
   return Math.round((bytes / MIB) * 10) / 10;

@@ -8,6 +8,7 @@ import { link, open, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { setInterval as every } from 'node:timers';
 import { ShadowVmError } from '../errors.js';
+import { syncPath } from '../host/durable-file.js';
 import { ShadowImage } from '../native/image.js';
 import { findEpoch } from '../shadow/epochs.js';
 import { imageError } from '../shadow/snapshot.js';
@@ -48,7 +49,7 @@ export async function exportDisk(
     await writeDisk(packPath, temporary, place, progress);
     // Not a rename, which would put it over a file that has come meanwhile.
     await link(temporary, path);
-    await syncFolder(dirname(path));
+    await syncPath(dirname(path));
     core.event('info', 'disk.exported', `the disk ${disk} as of epoch ${wanted.epoch} was exported to ${path}`, {
       disk,
       path,
@@ -119,13 +120,4 @@ function thereAlready(path: string): ShadowVmError {
     reason: 'there is such a file already',
     remedy: 'Choose another path: no file is overwritten',
   });
-}
-
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, 'r');
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
 }

@@ -30,11 +30,12 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
-import { open, readdir, readFile, rename, rm, unlink } from 'node:fs/promises';
+import { readdir, readFile, rename, rm } from 'node:fs/promises';
 import { homedir } from 'node:os';
-import { basename, dirname, join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
 import { messageOf, ShadowVmError } from '../errors.js';
+import { replaceFile } from '../host/durable-file.js';
 import { INITRD_FILE, KERNEL_FILE } from '../image/store.js';
 import { isNativeFailure, loadAddon } from '../native/index.js';
 import type { Kernel } from '../qemu/argv.js';
@@ -350,31 +351,11 @@ function recordText(record: VmRecord): string {
   return `${JSON.stringify(vmRecordSchema.parse(record), null, 2)}\n`;
 }
 
-let temporaryFiles = 0;
-
-/**
- * Replaces a file whole or not at all, durably: written beside it, synced, renamed over it, and the directory synced so
- * that the rename itself outlives a power cut. @throws NO_SPACE, NOT_ROOT, INTERNAL
- */
+/** Replaces a file whole or not at all, durably. @throws NO_SPACE, NOT_ROOT, INTERNAL */
 export async function writeFileAtomic(path: string, data: string | Uint8Array): Promise<void> {
-  const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.${++temporaryFiles}.tmp`);
   try {
-    const file = await open(temporary, 'wx', 0o600);
-    try {
-      await file.writeFile(data);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    await rename(temporary, path);
-    const dir = await open(dirname(path), 'r');
-    try {
-      await dir.sync();
-    } finally {
-      await dir.close();
-    }
+    await replaceFile(path, data);
   } catch (error) {
-    await unlink(temporary).catch(() => {}); // Not there when it was never made or already renamed.
     throw fileError(error, 'write the file', path);
   }
 }
