@@ -7,6 +7,7 @@
 //   memcheck <MiB> [writes/s]      a self-checking structure: notices memory of two moments mixed up
 //   cpuloop <seconds>              counts a fixed piece of integer work (0: for ever)
 //   diskload <path> <how>          reads or writes a disk past the guest's caches, for ever: random|sequential|read
+//   diskcheck <path> <status> <writes/s>  notices a disk of another moment than the memory
 //   netload <interface> <how> <s>  sends frames as fast as it can: small|large|garbage
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -124,11 +125,13 @@ static void *map_pages(size_t bytes) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The line that an application shows to the host through the beats.
 
-static int app_status_open(void) {
-  int fd = open(APP_STATUS_PATH, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0 || ftruncate(fd, 0) < 0) console("could not open %s: %s", APP_STATUS_PATH, strerror(errno));
+static int status_open(const char *path) {
+  int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0 || ftruncate(fd, 0) < 0) console("could not open %s: %s", path, strerror(errno));
   return fd;
 }
+
+static int app_status_open(void) { return status_open(APP_STATUS_PATH); }
 
 // One pwrite of an unchanging length: a reader never sees a line that is shorter or longer than it is.
 __attribute__((format(printf, 2, 3))) static void app_status_write(int fd, const char *format, ...) {
@@ -856,6 +859,79 @@ static int diskload_main(const char *path, const char *how) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// diskcheck
+
+// The memory knows of each sector how often it was written, and a sector says that of itself: one that is of another
+// moment than the memory is noticed when the round comes to it.
+#define SECTOR_BYTES 512
+#define SECTOR_WORDS (SECTOR_BYTES / sizeof(uint64_t))
+#define WRITE_SECTORS 40 // at most; of pages of 4 KiB there are whole ones and parts
+#define READ_SECTORS 128
+
+struct diskcheck {
+  int fd;
+  uint64_t sectors, *versions, *buffer;
+  uint64_t writes, rounds, bad, cursor;
+};
+
+static void fill_sectors(struct diskcheck *d, uint64_t first, uint64_t count) {
+  for (uint64_t i = 0; i < count; i++)
+    for (size_t word = 0; word < SECTOR_WORDS; word++)
+      d->buffer[i * SECTOR_WORDS + word] = mix2(first + i, d->versions[first + i]) + word;
+}
+
+static bool write_sectors(struct diskcheck *d, uint64_t first, uint64_t count) {
+  fill_sectors(d, first, count);
+  const size_t bytes = count * SECTOR_BYTES;
+  return pwrite(d->fd, d->buffer, bytes, (off_t)(first * SECTOR_BYTES)) == (ssize_t)bytes;
+}
+
+static bool verify_sectors(struct diskcheck *d, uint64_t first, uint64_t count) {
+  const size_t bytes = count * SECTOR_BYTES;
+  if (pread(d->fd, d->buffer, bytes, (off_t)(first * SECTOR_BYTES)) != (ssize_t)bytes) return false;
+  for (uint64_t i = 0; i < count; i++) {
+    const uint64_t sector = first + i, expected = mix2(sector, d->versions[sector]);
+    size_t word = 0;
+    while (word < SECTOR_WORDS && d->buffer[i * SECTOR_WORDS + word] == expected + word) word++;
+    if (word == SECTOR_WORDS) continue;
+    if (d->bad++ < 8)
+      console("diskcheck: sector %llu is not of version %llu from word %zu on", (unsigned long long)sector,
+              (unsigned long long)d->versions[sector], word);
+  }
+  return true;
+}
+
+static int diskcheck_main(const char *path, const char *status, long writes_per_second) {
+  const int64_t publish_ns = 10000000;
+  struct diskcheck d = {.fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC)};
+  const off_t size = d.fd < 0 ? -1 : lseek(d.fd, 0, SEEK_END);
+  d.sectors = size < 0 ? 0 : (uint64_t)size / SECTOR_BYTES / READ_SECTORS * READ_SECTORS;
+  d.versions = map_pages(d.sectors * sizeof *d.versions + 1);
+  d.buffer = map_pages(READ_SECTORS * SECTOR_BYTES);
+  bool good = d.sectors > 0;
+  for (uint64_t first = 0; first < d.sectors && good; first += READ_SECTORS) good = write_sectors(&d, first, READ_SECTORS);
+  const int status_fd = status_open(status);
+  for (int64_t published_ns = 0; good;) {
+    const uint64_t random = mix(d.writes + 1), first = random % d.sectors;
+    const uint64_t longest = d.sectors - first < WRITE_SECTORS ? d.sectors - first : WRITE_SECTORS;
+    const uint64_t count = 1 + (random >> 40) % longest;
+    for (uint64_t i = 0; i < count; i++) d.versions[first + i]++;
+    good = write_sectors(&d, first, count) && verify_sectors(&d, d.cursor, READ_SECTORS);
+    d.writes++;
+    d.cursor = (d.cursor + READ_SECTORS) % d.sectors;
+    if (d.cursor == 0) d.rounds++;
+    const int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    sleep_until_ns(now_ns + 1000000000LL / writes_per_second);
+    if (now_ns - published_ns < publish_ns && d.cursor != 0) continue;
+    app_status_write(status_fd, "writes=%020llu rounds=%010llu bad=%010llu", (unsigned long long)d.writes,
+                     (unsigned long long)d.rounds, (unsigned long long)d.bad);
+    published_ns = now_ns;
+  }
+  console("diskcheck: could not use %s: %s", path, strerror(errno));
+  return 1;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // netload
 
 // Small: of the shortest length. Large: as long as a virtio device takes. Both are broadcasts by IPv4 with the sender's own
@@ -915,10 +991,13 @@ int main(int argc, char **argv) {
                          argc == 4 ? number_argument("writes per second", argv[3], 0, 100000000) : 0);
   if (strcmp(verb, "cpuloop") == 0 && argc == 3) return cpuloop_main(number_argument("seconds", argv[2], 0, 1000000000));
   if (strcmp(verb, "diskload") == 0 && argc == 4) return diskload_main(argv[2], argv[3]);
+  if (strcmp(verb, "diskcheck") == 0 && argc == 5)
+    return diskcheck_main(argv[2], argv[3], number_argument("writes per second", argv[4], 1, 1000000));
   if (strcmp(verb, "netload") == 0 && argc == 5)
     return netload_main(argv[2], argv[3], number_argument("seconds", argv[4], 1, 1000000));
   fprintf(stderr, "usage: shadowvm-guest agent | modules <list> | memwriter <MiB> <MiB/s> | "
                   "memcheck <MiB> [writes/s] | cpuloop <seconds> | "
-                  "diskload <path> random|sequential|read | netload <interface> small|large|garbage <seconds>\n");
+                  "diskload <path> random|sequential|read | diskcheck <path> <status> <writes/s> | "
+                  "netload <interface> small|large|garbage <seconds>\n");
   return 2;
 }

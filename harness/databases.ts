@@ -15,11 +15,15 @@ export const DATABASE_IMAGE = 'databases';
 export const DATABASE_PACKAGES = ['e2fsprogs', 'redis-server', 'sqlite3', 'xfsprogs'];
 const REDIS_PORT = 6380;
 const DISK_BYTES = 320 * MIB;
+const RAW_DISK_BYTES = 16 * MIB;
 const GOES_ON_TIMEOUT_MS = 30_000;
 
 /** A VM for these databases. */
 export function databaseSpec(name: string): VmSpecInput {
-  const disks = ['sql', 'kv'].map((disk) => ({ name: disk, sizeBytes: DISK_BYTES }));
+  const disks = [
+    ...['sql', 'kv'].map((disk) => ({ name: disk, sizeBytes: DISK_BYTES })),
+    { name: 'raw', sizeBytes: RAW_DISK_BYTES },
+  ];
   return { name, image: DATABASE_IMAGE, ramBytes: 384 * MIB, network: 'tap', disks };
 }
 
@@ -43,6 +47,16 @@ const SQLITE_WRITER = [
 const SQLITE = `(${SQLITE_WRITER} | ${SQL} -bail -cmd 'pragma synchronous=full' /sql/db) > /dev/null 2> ${SQLITE_ERRORS} &`;
 /** Of Redis, which a promotion may cost; all of them are looked at in checkRedisFile(). */
 const RECENT_WRITES = 20_000;
+/** Knows each sector of a disk, and whether it is of the same moment as its own memory. */
+const RAW_STATUS = '/run/raw-status';
+const RAW = `shadowvm-guest diskcheck /dev/disk/raw ${RAW_STATUS} 300 &`;
+/** Resolves after two rounds over all of it, and fails when something was wrong. */
+const RAW_IS_SOUND = [
+  `of() { sed "s/.*$1=0*\\([0-9]\\)/\\1/; s/ .*//" ${RAW_STATUS}; }`,
+  'end=$(($(of rounds) + 2))',
+  'for i in $(seq 600); do [ $(of rounds) -ge $end ] && break; sleep 0.05; done',
+  `cat ${RAW_STATUS}; [ $(of rounds) -ge $end ] && [ $(of bad) = 0 ]`,
+].join('; ');
 /** What an examination found, for the console where it is not what was wanted. */
 const FOUND = '/run/found';
 const CONSOLE_BYTES = 2000;
@@ -77,7 +91,7 @@ export class Databases {
 
   /** After a boot: the file systems may have to replay their journals, and nothing more. */
   async startAgain(): Promise<void> {
-    await this.exec('until [ -e /dev/disk/sql ] && [ -e /dev/disk/kv ]; do sleep 0.1; done'); // its first beat comes earlier
+    await this.exec('until [ -e /dev/disk/sql ] && [ -e /dev/disk/kv ] && [ -e /dev/disk/raw ]; do sleep 0.1; done'); // its first beat comes earlier
     await this.exec(MOUNT);
     await this.exec('umount /sql /kv && e2fsck -fn /dev/disk/sql && xfs_repair -n /dev/disk/kv');
     await this.exec(MOUNT);
@@ -87,6 +101,7 @@ export class Databases {
   private async serve(): Promise<string> {
     await this.exec(REDIS);
     await this.exec(SQLITE);
+    await this.exec(RAW);
     return this.manager.port.showVm(this.vm).address as string;
   }
 
@@ -134,6 +149,7 @@ export class Databases {
     // Those that were rolled back may be written anew with other numbers heard since.
     this.committed = this.committed.filter(({ atNs }) => atNs < cutAtNs);
     this.written = kv;
+    await must('a disk is not of the moment of the memory', RAW_IS_SOUND);
     await must('the caches could not be dropped', 'echo 3 > /proc/sys/vm/drop_caches');
     await answers('SQLite finds its database damaged', 'pragma integrity_check', 'ok');
     const whole = `count(*) = max(n) - min(n) + 1 and min(n) = max(0, max(n) - ${ROWS - 1}) and max(n) >= ${sql}`;

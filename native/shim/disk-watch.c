@@ -81,10 +81,29 @@ static void count(uint32_t *counts, uint32_t shift, uint64_t offset, uint64_t by
 
 static int is_guests(const void *memory) { return (uint64_t)memory - watched->ram_base < watched->ram_bytes; }
 
-static void saw_read(int fd, off64_t offset, const void *memory, ssize_t done) {
-  if (watched == NULL || done <= 0 || offset < 0 || !is_guests(memory)) return;
+static const void *memory_of(const struct iovec *parts, int n) { return n > 0 ? parts[0].iov_base : NULL; }
+
+// Past the page cache a device puts what was read into memory that the kernel has prepared before. Whoever looks for written
+// pages in between, copies one and protects it again, is not told of what comes after: it is told now.
+static void touch(const struct iovec *parts, int n, size_t bytes) {
+  for (int i = 0; i < n && bytes > 0; i++) {
+    const size_t length = parts[i].iov_len < bytes ? parts[i].iov_len : bytes;
+    bytes -= length;
+    if (length == 0 || !is_guests(parts[i].iov_base)) continue;
+    for (uint64_t at = (uint64_t)parts[i].iov_base, end = at + length; at < end; at = (at / PAGE_BYTES + 1) * PAGE_BYTES) {
+      _Atomic uint8_t *byte = (_Atomic uint8_t *)at;
+      uint8_t same = atomic_load(byte);
+      atomic_compare_exchange_strong(byte, &same, same);  // a write that changes nothing, whatever a vCPU does meanwhile
+    }
+  }
+}
+
+static void saw_read(int fd, off64_t offset, const struct iovec *parts, int n, ssize_t done) {
+  if (watched == NULL || done <= 0 || offset < 0 || !is_guests(memory_of(parts, n))) return;
   const struct found found = find(fd);
-  if (found.disk != NULL) count(found.disk->io.read, found.extent_shift, (uint64_t)offset, (uint64_t)done);
+  if (found.disk == NULL) return;
+  count(found.disk->io.read, found.extent_shift, (uint64_t)offset, (uint64_t)done);
+  if (fcntl(fd, F_GETFL) & O_DIRECT) touch(parts, n, (size_t)done);
 }
 
 // `bytes` were to be written: a write that failed may have changed something too. `memory` is NULL for a write of zeros.
@@ -102,8 +121,6 @@ static uint64_t bytes_of(const struct iovec *parts, int n) {
   return bytes;
 }
 
-static const void *memory_of(const struct iovec *parts, int n) { return n > 0 ? parts[0].iov_base : NULL; }
-
 // What stands behind ours. Several threads may find out at once: they find the same.
 #define REAL(name) \
   static typeof(name) *real; \
@@ -114,7 +131,7 @@ static const void *memory_of(const struct iovec *parts, int n) { return n > 0 ? 
   EXPORT ssize_t name(int fd, void *data, size_t bytes, offset_type offset) { \
     REAL(name); \
     const ssize_t done = real(fd, data, bytes, offset); \
-    saw_read(fd, offset, data, done); \
+    saw_read(fd, offset, &(struct iovec){data, bytes}, 1, done); \
     return done; \
   }
 READ(pread, off_t)
@@ -124,7 +141,7 @@ READ(pread64, off64_t)
   EXPORT ssize_t name(int fd, const struct iovec *parts, int n, offset_type offset) { \
     REAL(name); \
     const ssize_t done = real(fd, parts, n, offset); \
-    saw_read(fd, offset, memory_of(parts, n), done); \
+    saw_read(fd, offset, parts, n, done); \
     return done; \
   }
 READ_PARTS(preadv, off_t)
