@@ -129,6 +129,18 @@ test('whoever waits for an epoch that does not come gets an answer without it, a
   redis.close();
 });
 
+test('of a guest that nothing more is heard of, nothing leaves that is not committed: its shadow takes over', async () => {
+  await manager.shadowReady('a');
+  await manager.until('strict mode', () => strict() === 'active');
+  const redis = await connect();
+  expect(await redis.send('SET', 'heard', 'yes')).toBe('OK');
+  const promoted = manager.nextPromotion('a');
+  manager.processes('a').primary.agent.close();
+  expect((await promoted).reason).toMatch(/^guest-hung/);
+  expect(await redis.send('GET', 'heard')).toBe('yes');
+  redis.close();
+});
+
 test('is changed while the guest runs, and a connection lives through it', async () => {
   const redis = await connect();
   expect(await manager.port.changeMode('a', 'async')).toMatchObject({ strict: null, spec: { mode: 'async' } });

@@ -278,7 +278,9 @@ export class Protector {
   private async release(output: OutputHold, cut: CutEpoch): Promise<void> {
     while (cut.hold !== null && this.unconfirmed() > 0) {
       if (this.stopping || this.options.output() !== output) return;
-      await Promise.race([this.options.primary.agent.nextSign(), this.sleep(CONFIRMATION_POLL_MS)]);
+      const { agent } = this.options.primary;
+      const maySoon = await Promise.race([agent.nextSign(), this.sleep(CONFIRMATION_POLL_MS).then(() => true)]);
+      if (!maySoon) return; // nor of the epochs to come: its death is about to be told
     }
     output.commit(cut.hold);
   }

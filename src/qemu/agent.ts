@@ -80,8 +80,8 @@ export class GuestAgent {
   firstSignAtNs: bigint | null = null;
   /** When the newest one came. */
   lastSignAtNs: bigint | null = null;
-  private tellSign: (() => void) | undefined;
-  private awaitedSign: Promise<void> | null = null;
+  private tellSign: ((came: boolean) => void) | undefined;
+  private awaitedSign: Promise<boolean> | null = null;
   beats = 0;
   /** Set when the guest announced a shutdown of its own will. */
   bye: 'poweroff' | 'reboot' | null = null;
@@ -103,9 +103,9 @@ export class GuestAgent {
     this.socket.write('ping\n');
   }
 
-  /** Resolves with the guest's next sign of life, or when there will be none. */
-  nextSign(): Promise<void> {
-    if (this.closed) return Promise.resolve();
+  /** Resolves with the guest's next sign of life, or with false when there will be none. */
+  nextSign(): Promise<boolean> {
+    if (this.closed) return Promise.resolve(false);
     this.awaitedSign ??= new Promise((resolve) => (this.tellSign = resolve));
     return this.awaitedSign;
   }
@@ -178,7 +178,7 @@ export class GuestAgent {
     this.socket.destroy();
     for (const { reject } of this.execs.values()) reject(this.ended());
     this.execs.clear();
-    this.tellSign?.();
+    this.tellSign?.(false);
   }
 
   private ended(): ShadowVmError {
@@ -205,7 +205,7 @@ export class GuestAgent {
     this.firstSignAtNs ??= atNs;
     this.lastSignAtNs = atNs;
     this.awaitedSign = null;
-    this.tellSign?.();
+    this.tellSign?.(true);
   }
 
   private readLine(line: string, atNs: bigint): void {
