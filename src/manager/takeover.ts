@@ -235,11 +235,27 @@ export class Takeover {
     // Again: one that was just coming up when they were raised has been given those of a standby since.
     core.sides.limit(other(core.side), 'awakening');
     const onCorrupt = (page: number, why: string) => core.corruptPage(qemu, page, why);
-    await Promise.all([
+    const loaded = Promise.all([
       loadFromImage(qemu, image, from.deviceState, core.hotPath, onCorrupt),
       this.shadow().completeDisks(),
     ]);
+    this.collectFrames(); // while QEMU is busy
+    await loaded;
     faultPoint('promotion', 5);
+  }
+
+  /**
+   * What the guest is sent from now on waits at its tap until it runs: lost, it would come again when its senders' time
+   * runs out, 200 ms later. Nothing runs yet that could answer.
+   */
+  private collectFrames(): void {
+    const { core } = this.options;
+    try {
+      core.sides.connect(other(core.side));
+      if (core.strict.mode === 'strict') core.sides.replayTo(other(core.side));
+    } catch (error) {
+      core.logError(error, 'collecting what the guest is sent');
+    }
   }
 
   private async resume(): Promise<void> {
@@ -256,8 +272,7 @@ export class Takeover {
 
   private connect(): void {
     const { core } = this.options;
-    core.sides.connect(other(core.side));
-    if (core.strict.mode === 'strict') core.sides.replayTo(other(core.side));
+    core.sides.connect(other(core.side)); // again, and told to the neighbours: now it answers
     if (core.spec.publish.length > 0 && core.sides.network === null) void this.publishPorts();
     faultPoint('promotion', 7);
   }

@@ -7,7 +7,7 @@
  * What the order guarantees, and the tests of this file check for every interleaving:
  *  - nothing of the shadow runs before the primary is fenced (its tap severed, its process sent SIGKILL) and the new
  *    generation is on disk;
- *  - the shadow has its CPU and memory before it runs, and the network after;
+ *  - the shadow has its CPU and memory before it runs, and is announced after (what it is sent waits at its tap);
  *  - there is one promotion at a time, and none without a shadow that holds a whole epoch.
  */
 
