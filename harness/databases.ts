@@ -33,7 +33,7 @@ export async function buildDatabaseImage(): Promise<void> {
 
 const MOUNT = 'mkdir -p /sql /kv && mount /dev/disk/sql /sql && mount /dev/disk/kv /kv';
 const REDIS = `redis-server --bind 0.0.0.0 --port ${REDIS_PORT} --protected-mode no --save '' --appendonly yes --appendfsync always --auto-aof-rewrite-percentage 0 --dir /kv --logfile /kv/log --daemonize yes`;
-/** Waits for a lock: a reader that opens the database in the middle of a write takes the writer's for a moment. */
+/** Waits for a lock, should another one of these have it. */
 const SQL = `sqlite3 -cmd '.timeout 10000'`;
 const SQLITE_ERRORS = '/run/sqlite-errors';
 /** So many are kept: a check reads them all, through an emulated disk. */
