@@ -207,6 +207,26 @@ describe('a VM with a shadow', () => {
     await memcheck.goesOnFrom(await failOver('web', kill));
   });
 
+  test('killed in async mode, keeps the connections that were quiet since its epoch, and no others', async () => {
+    await manager.shadowReady('web');
+    const [quiet, busy] = [await redis(), await redis()];
+    for (const client of [quiet, busy]) expect(await client.send('PING')).toBe('PONG');
+    await manager.epochFromNowOn('web');
+    await manager.port.vmForTest('web').shadow?.hold(5000);
+    for (let i = 0; i < 20; i++) expect(await busy.send('SET', 'rolled', 'back')).toBe('OK');
+    const promoted = manager.nextPromotion('web');
+    await manager.port.injectFault('web', 'kill');
+    await promoted;
+    expect(await quiet.send('PING')).toBe('PONG');
+    const fresh = await redis();
+    expect(await fresh.send('GET', 'rolled')).toBeNull();
+    // The guest waits for bytes that it has had already, and that its client will not send again.
+    const answer = busy.send('PING').catch(() => 'ended');
+    expect(['silence', 'ended']).toContain(await Promise.race([answer, sleep(2000, 'silence')]));
+    for (const client of [quiet, busy, fresh]) client.close();
+    await manager.shadowReady('web');
+  });
+
   test('stopped, goes on too', async () => {
     await memcheck.goesOnFrom(await failOver('web', hang));
   });
