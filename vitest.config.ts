@@ -7,6 +7,7 @@ export default defineConfig({
     fileParallelism: false,
     testTimeout: 120_000,
     hookTimeout: 180_000,
+    globalSetup: 'test/global-setup.ts',
     pool: 'forks',
   },
 });

@@ -6,6 +6,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { loadavg } from 'node:os';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
+import { sweepKilledRuns } from '../harness/killed-runs.js';
 import { type AllocateResult, benchAllocate } from './allocate.js';
 import { benchDisk, type DiskResult } from './disk.js';
 import { BenchGuests } from './guest.js';
@@ -67,6 +68,7 @@ async function run(rounds: number, only: string[]): Promise<BenchResults> {
     ...{ pause: {}, switchover: {}, detect: {}, scan: {} },
     ...{ overhead: null, image: null, network: null, disk: null, allocate: null },
   };
+  await sweepKilledRuns();
   const guests = await BenchGuests.open();
   try {
     for (const ramMiB of RAM_MIB) {

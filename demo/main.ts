@@ -8,6 +8,7 @@ import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
 import { Daemon, nowMs, sleep } from '../harness/daemon.js';
 import { readImage } from '../harness/image.js';
+import { sweepKilledRuns } from '../harness/killed-runs.js';
 import { leftovers } from '../harness/leftovers.js';
 import { messageOf } from '../src/errors.js';
 import { MIB, type Mode } from '../src/vm/spec.js';
@@ -200,6 +201,7 @@ const ms = (value: number | null) => (value === null ? '-' : `${value < 10 ? val
 const between = (from: Event, to: Event) => (Number(to.atNs) - Number(from.atNs)) / 1e6;
 
 const { fault, mode } = readArguments();
+await sweepKilledRuns();
 const daemon = await Daemon.start();
 try {
   const result = await demo(daemon, fault, mode);

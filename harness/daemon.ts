@@ -1,12 +1,12 @@
 /** A real manager process with a state directory of its own, which leaves nothing behind. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Client } from '../src/api/client.js';
 import type { Event } from '../src/vm/view.js';
 import { IMAGES_DIR, SHADOWVM } from './checkout.js';
 import { onInterrupt } from './interrupt.js';
+import { STATE_PREFIX } from './killed-runs.js';
 
 const START_TIMEOUT_MS = 30_000;
 
@@ -37,7 +37,7 @@ export class Daemon {
 
   /** Resolves when the API answers. */
   static async start(options: DaemonOptions = {}): Promise<Daemon> {
-    const stateDir = options.stateDir ?? mkdtempSync(join(tmpdir(), 'shadowvm-'));
+    const stateDir = options.stateDir ?? mkdtempSync(STATE_PREFIX);
     const argv = [SHADOWVM, 'daemon', '--state', stateDir, '--images', IMAGES_DIR];
     if (options.bridge !== undefined) argv.push('--bridge', options.bridge);
     if (options.subnet !== undefined) argv.push('--subnet', options.subnet);

@@ -1,7 +1,5 @@
 /** A manager in this process, for benchmarks and tests that look inside; the CLI and the demo use harness/daemon.ts. */
 import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import pino from 'pino';
 import { EventLog } from '../src/manager/events.js';
 import type { HostOptions } from '../src/manager/host.js';
@@ -11,6 +9,7 @@ import type { QemuProcess } from '../src/qemu/process.js';
 import type { VmSpecInput } from '../src/vm/spec.js';
 import type { Event, PromotionView, VmView } from '../src/vm/view.js';
 import { IMAGES_DIR } from './checkout.js';
+import { STATE_PREFIX } from './killed-runs.js';
 
 const TIMEOUT_MS = 60_000;
 
@@ -22,7 +21,7 @@ export class InProcessManager {
   ) {}
 
   static async open(options: Partial<HostOptions> = {}): Promise<InProcessManager> {
-    const stateDir = StateDir.open(mkdtempSync(join(tmpdir(), 'shadowvm-')));
+    const stateDir = StateDir.open(mkdtempSync(STATE_PREFIX));
     const log = pino({ level: 'error' }, pino.destination(2));
     const events = await EventLog.open(stateDir.eventsPath, { log });
     const port = await openManager({ stateDir, imagesDir: IMAGES_DIR, events, log, ...options });

@@ -7,21 +7,22 @@ import { stateTag } from '../src/network/address.js';
 /** QEMU processes, interfaces, cgroups and nftables rules of the manager with this state directory that exist now. */
 export function leftovers(stateDir: string): string[] {
   return [
-    ...qemus(stateDir),
+    ...qemusOf(stateDir).map((pid) => `QEMU ${pid}`),
     ...interfaces(stateTag(stateDir)),
     ...cgroups(stateTag(stateDir)),
     ...rules(stateTag(stateDir)),
   ];
 }
 
-function qemus(stateDir: string): string[] {
+/** Process numbers of its QEMUs. */
+export function qemusOf(stateDir: string): number[] {
   return readdirSync('/proc')
     .filter((pid) => /^\d+$/.test(pid))
     .filter((pid) => {
       const words = readText(`/proc/${pid}/cmdline`);
       return words.includes('qemu-system') && words.includes(`${stateDir}/`);
     })
-    .map((pid) => `QEMU ${pid}`);
+    .map(Number);
 }
 
 function interfaces(tag: string): string[] {

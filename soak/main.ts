@@ -7,6 +7,7 @@ import { randomInt } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { outPath } from '../harness/checkout.js';
+import { sweepKilledRuns } from '../harness/killed-runs.js';
 import { messageOf } from '../src/errors.js';
 import { parseBytes } from '../src/vm/quantity-text.js';
 import { MIB, VCPUS_MAX } from '../src/vm/spec.js';
@@ -137,6 +138,7 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const)
     abort.abort();
   });
 try {
+  await sweepKilledRuns();
   const run = { ...options, ...NETWORK, signal: abort.signal, onProgress: console.log };
   const failover = options.only.includes('failover') ? await soakFailover(run) : null;
   // Held back packets are a tap's, and a tap is root's.

@@ -1,5 +1,7 @@
 /** What a guest may send and how much: real taps, a real bridge, real rules, and frames that no honest guest would send. */
 import { execFileSync } from 'node:child_process';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { stateTag, tapName } from '../src/network/address.js';
@@ -9,9 +11,10 @@ import { nftSupport } from '../src/network/nft.js';
 import { until } from './bare-qemu.js';
 import { arp, BROADCAST, frame, icmp6, udp, Wire } from './wire.js';
 
-const TAG = stateTag(`network-guard.test ${process.pid}`);
+const STATE_DIR = join(tmpdir(), `shadowvm-network-guard.test-${process.pid}`);
+const TAG = stateTag(STATE_DIR);
 const BRIDGE = `svg${process.pid.toString(36)}`;
-const NETWORK = { stateTag: TAG, bridge: BRIDGE, subnet: '10.213.196.0/24', subnet6: 'fd00:196::/64' };
+const NETWORK = { stateDir: STATE_DIR, bridge: BRIDGE, subnet: '10.213.196.0/24', subnet6: 'fd00:196::/64' };
 const [tapA, tapB] = [tapName(TAG, 0, 'p'), tapName(TAG, 1, 'p')];
 const a = { mac: '52:54:00:00:00:0a', address: '10.213.196.10', address6: 'fd00:196::a' };
 const b = { mac: '52:54:00:00:00:0b', address: '10.213.196.11', address6: 'fd00:196::b' };
@@ -55,7 +58,7 @@ beforeEach(() => {
 afterEach(async () => {
   for (const wire of wires.splice(0)) wire.close();
   await firewall.sweep();
-  sweepNetwork(TAG);
+  sweepNetwork(STATE_DIR);
   expect(unguarded).toEqual([]);
   expect(rules()).not.toContain(TAG);
 });

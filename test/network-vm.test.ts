@@ -7,7 +7,6 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi 
 import { InProcessManager } from '../harness/in-process.js';
 import { leftovers } from '../harness/leftovers.js';
 import { Networks } from '../src/manager/networks.js';
-import { stateTag } from '../src/network/address.js';
 import { nativeNetwork } from '../src/network/native.js';
 import { sweepNetwork, tapsPermitted } from '../src/network/network.js';
 import { nftSupport } from '../src/network/nft.js';
@@ -29,13 +28,13 @@ describe.skipIf(!supported)('what is declared', () => {
   const open = () => {
     const append = (_level: string, type: string, _vm: string | null, message: string) =>
       void events.push(`${type}: ${message}`);
-    const options = { stateTag: stateTag(dir), path: join(dir, 'networks.json'), events: { append: append as never } };
+    const options = { stateDir: dir, path: join(dir, 'networks.json'), events: { append: append as never } };
     return new Networks({ ...options, bridge: `svd${ID}`, subnet: '10.214.80.0/24' });
   };
   const declare = (name: string, more: object = {}) =>
     networks.create(networkSpecSchema.parse({ name, subnet: '10.214.81.0/24', ...more }));
   beforeEach(() => {
-    dir = mkdtempSync(join(tmpdir(), 'svnetworks-'));
+    dir = mkdtempSync(join(tmpdir(), 'shadowvm-networks-'));
     events = [];
     networks = open();
   });
@@ -210,7 +209,7 @@ describe.skipIf(!supported)('VMs on two networks', () => {
     ip('link', 'del', outsidePort);
     ip('netns', 'del', OUTSIDE);
     expect(leftovers(root)).toEqual([]);
-    sweepNetwork(stateTag(root));
+    sweepNetwork(root);
   });
 
   const inGuest = async (vm: string, command: string): Promise<number> =>

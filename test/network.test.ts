@@ -14,9 +14,10 @@ import { findQemu } from '../src/qemu/probe.js';
 const native = nativeNetwork();
 const permitted = tapsPermitted();
 // The process id keeps two runs of the tests on one host apart.
-const TAG = stateTag(`network.test ${process.pid}`);
+const STATE_DIR = join(tmpdir(), `shadowvm-network.test-${process.pid}`);
+const TAG = stateTag(STATE_DIR);
 const BRIDGE = `svt${process.pid.toString(36)}b`.slice(0, 15);
-const OPTIONS: NetworkOptions = { stateTag: TAG, bridge: BRIDGE, subnet: '10.213.197.0/24' };
+const OPTIONS: NetworkOptions = { stateDir: STATE_DIR, bridge: BRIDGE, subnet: '10.213.197.0/24' };
 const NAMESPACES = ['a', 'b', 'c'].map((side) => `svt-${process.pid}-${side}`);
 const children: ChildProcess[] = [];
 
@@ -28,7 +29,7 @@ function cleanUp(): void {
   for (const name of native.listInterfaces(`v${TAG.slice(0, 4)}`)) ip('link', 'del', name);
   const namespaces = ip('netns', 'list');
   for (const name of NAMESPACES) if (namespaces.includes(name)) ip('netns', 'del', name);
-  sweepNetwork(TAG);
+  sweepNetwork(STATE_DIR);
 }
 
 function run(command: string, ...words: string[]): ChildProcess {
@@ -48,7 +49,7 @@ function isAttached(tap: string): boolean {
 afterEach(cleanUp);
 afterAll(() => {
   cleanUp();
-  expect(sweepNetwork(TAG)).toEqual([]);
+  expect(sweepNetwork(STATE_DIR)).toEqual([]);
   expect(native.interfaceExists(BRIDGE)).toBe(false);
 });
 
@@ -83,7 +84,7 @@ describe.skipIf(!permitted.ok)('network', () => {
       const index = sysfs(BRIDGE, 'ifindex');
       const again = Network.open(OPTIONS);
       expect(sysfs(BRIDGE, 'ifindex')).toBe(index);
-      expect(sweepNetwork(TAG, new Set([BRIDGE]))).toEqual([tap]);
+      expect(sweepNetwork(STATE_DIR, new Set([BRIDGE]))).toEqual([tap]);
       again.close();
     });
 
@@ -91,9 +92,11 @@ describe.skipIf(!permitted.ok)('network', () => {
       native.createBridge(BRIDGE);
       try {
         expect(() => Network.open(OPTIONS)).toThrow(expect.objectContaining({ code: 'NETWORK_CONFLICT' }));
-        expect(sweepNetwork(TAG)).toEqual([]);
+        expect(sweepNetwork(STATE_DIR)).toEqual([]);
         writeFileSync(`/sys/class/net/${BRIDGE}/ifalias`, 'shadowvm 000000000000');
         expect(() => Network.open(OPTIONS)).toThrow(/another ShadowVM manager/);
+        writeFileSync(`/sys/class/net/${BRIDGE}/ifalias`, 'shadowvm 000000000000 /srv/other state');
+        expect(() => Network.open(OPTIONS)).toThrow(/the ShadowVM manager of \/srv\/other state\. /);
         expect(native.interfaceExists(BRIDGE)).toBe(true);
       } finally {
         native.deleteBridge(BRIDGE);

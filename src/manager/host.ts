@@ -61,7 +61,7 @@ export class Host {
     readonly cgroups: CgroupDriver | null,
   ) {
     const { bridge, subnet, stateDir, events } = options;
-    this.networks = new Networks({ stateTag: tag, path: stateDir.networksPath, events, bridge, subnet });
+    this.networks = new Networks({ stateDir: stateDir.root, path: stateDir.networksPath, events, bridge, subnet });
   }
 
   /** @throws QEMU_MISSING, QEMU_TOO_OLD */

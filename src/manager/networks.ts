@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import { rename } from 'node:fs/promises';
 import { z } from 'zod';
 import { messageOf, ShadowVmError } from '../errors.js';
-import { formatSubnet, overlaps, parseSubnet } from '../network/address.js';
+import { formatSubnet, overlaps, parseSubnet, stateTag } from '../network/address.js';
 import { formatSubnet6, overlaps6, parseSubnet6 } from '../network/address6.js';
 import { Firewall } from '../network/firewall.js';
 import {
@@ -44,7 +44,7 @@ const fileSchema = z.object({
 });
 
 export interface NetworksOptions {
-  stateTag: string;
+  stateDir: string;
   path: string;
   events: Pick<EventLog, 'append'>;
   /** Of the default network. */
@@ -66,6 +66,7 @@ export class Networks {
   readonly #published = new Map<string, { hold: PortHold; network: Network; ports: PublishedPort[] }>();
   #forwarding: string[] = [];
   #rulesAreOld = false;
+  readonly #stateTag: string;
   readonly #firewall: Firewall;
   /** Changes come one at a time: each of them is several steps, and the rules and the file are of them all. */
   #last: Promise<unknown> = Promise.resolve();
@@ -73,7 +74,8 @@ export class Networks {
   vmsOn: (network: string) => string[] = () => [];
 
   constructor(private readonly options: NetworksOptions) {
-    this.#firewall = new Firewall(options.stateTag, (reason) =>
+    this.#stateTag = stateTag(options.stateDir);
+    this.#firewall = new Firewall(this.#stateTag, (reason) =>
       this.#event('warn', 'host.no-firewall', `guests can speak for other addresses than their own: ${reason}`),
     );
     this.#declared.set(DEFAULT_NETWORK, {
@@ -99,7 +101,7 @@ export class Networks {
    */
   async recover(adopted: readonly Guest[] = []): Promise<string[]> {
     const keep = new Set(adopted.flatMap(({ tap, network }) => [tap, network.bridge]));
-    const swept = tapsPermitted().ok ? sweepNetwork(this.options.stateTag, keep) : [];
+    const swept = tapsPermitted().ok ? sweepNetwork(this.options.stateDir, keep) : [];
     if (adopted.length === 0) {
       await this.#firewall.sweep();
       await this.#restoreForwarding();
@@ -186,8 +188,8 @@ export class Networks {
     if (opened !== undefined) return opened;
     const spec = this.#get(name, 'connect the VM to the network');
     const network = Network.open({
-      stateTag: this.options.stateTag,
-      bridge: bridgeOf(spec, this.options.stateTag),
+      stateDir: this.options.stateDir,
+      bridge: bridgeOf(spec, this.#stateTag),
       subnet: spec.subnet,
       subnet6: spec.subnet6,
     });
@@ -227,7 +229,7 @@ export class Networks {
       for (const { hold } of this.#published.values()) await hold.release();
       this.#published.clear();
       this.#open.clear();
-      if (tapsPermitted().ok) sweepNetwork(this.options.stateTag);
+      if (tapsPermitted().ok) sweepNetwork(this.options.stateDir);
       await this.#firewall.sweep();
       await this.#restoreForwarding();
     });
@@ -328,7 +330,7 @@ export class Networks {
     if (this.#declared.size > NETWORKS_MAX)
       throw fail('QUEUE_FULL', `the manager has ${NETWORKS_MAX} networks`, 'Remove one that is not used');
     const { subnet, subnet6 } = parseSubnets(spec.subnet, spec.subnet6);
-    const bridge = bridgeOf(spec, this.options.stateTag);
+    const bridge = bridgeOf(spec, this.#stateTag);
     for (const other of this.#declared.values()) {
       if (overlaps(subnet, parseSubnet(other.subnet)))
         throw fail('NETWORK_CONFLICT', overlapWords(spec.subnet, other.name, other.subnet), 'Use another subnet');
@@ -338,7 +340,7 @@ export class Networks {
           overlapWords(formatSubnet6(subnet6), other.name, other.subnet6),
           'Use another IPv6 subnet',
         );
-      if (bridgeOf(other, this.options.stateTag) === bridge)
+      if (bridgeOf(other, this.#stateTag) === bridge)
         throw fail('NETWORK_CONFLICT', `the network ${other.name} has the bridge ${bridge}`, 'Name another bridge');
     }
     return { ...spec, subnet: formatSubnet(subnet), subnet6: subnet6 === null ? null : formatSubnet6(subnet6) };
@@ -363,7 +365,7 @@ export class Networks {
       subnet,
       subnet6,
       nat,
-      bridge: bridgeOf(spec, this.options.stateTag),
+      bridge: bridgeOf(spec, this.#stateTag),
       ...described,
       up: this.#open.has(name),
       vms: this.vmsOn(name),

@@ -23,6 +23,7 @@ import {
   parseRoutes,
   parseSubnet,
   type Subnet,
+  stateTag,
   tapPrefix,
   type UsedRange,
 } from './address.js';
@@ -42,8 +43,8 @@ export const BRIDGE_NAME_DEFAULT = 'shadowvm0';
 export const SUBNET_DEFAULT = '10.213.0.0/24';
 
 export interface NetworkOptions {
-  /** Of the manager that owns the interfaces: stateTag(stateDir). */
-  stateTag: string;
+  /** The state directory of the manager that owns the interfaces. */
+  stateDir: string;
   /** 1 to 15 bytes. */
   bridge?: string | undefined;
   /** "10.213.0.0/24", /8 to /29. The host takes the first address. */
@@ -66,10 +67,10 @@ export class Network {
   readonly hostAddress: string;
   readonly subnet6: Subnet6 | null;
   readonly hostAddress6: string | null;
-  readonly #stateTag: string;
+  readonly #stateDir: string;
 
-  private constructor(stateTag: string, bridge: string, subnet: Subnet, subnet6: Subnet6 | null) {
-    this.#stateTag = stateTag;
+  private constructor(stateDir: string, bridge: string, subnet: Subnet, subnet6: Subnet6 | null) {
+    this.#stateDir = stateDir;
     this.bridge = bridge;
     this.subnet = subnet;
     this.hostAddress = hostAddress(subnet);
@@ -101,7 +102,7 @@ export class Network {
     const native = nativeNetwork();
     const attempted = 'set up the bridge';
     const exists = attempt(attempted, bridge, () => native.interfaceExists(bridge));
-    if (exists && !isOwn(bridge, options.stateTag))
+    if (exists && !isOwn(bridge, options.stateDir))
       throw new ShadowVmError('NETWORK_CONFLICT', {
         attempted,
         subject: bridge,
@@ -110,11 +111,11 @@ export class Network {
       });
     requireFreeSubnet(subnet, bridge);
     if (subnet6 !== null) requireFreeSubnet6(subnet6, bridge);
-    const network = new Network(options.stateTag, bridge, subnet, subnet6);
+    const network = new Network(options.stateDir, bridge, subnet, subnet6);
     if (!exists) attempt(attempted, bridge, () => native.createBridge(bridge));
     try {
       attempt(attempted, bridge, () => {
-        if (!exists) mark(bridge, options.stateTag);
+        if (!exists) mark(bridge, options.stateDir);
         network.#configureBridge();
       });
     } catch (error) {
@@ -129,7 +130,7 @@ export class Network {
     const native = nativeNetwork();
     // Without an address of its own a bridge takes the lowest of its ports', which changes as taps come and go, and
     // each change is a broken ARP entry in every guest.
-    native.setMac(this.bridge, macAddress(`bridge ${this.#stateTag}`));
+    native.setMac(this.bridge, macAddress(`bridge ${stateTag(this.#stateDir)}`));
     // A port has to forward in the moment it goes up. Snooping would hold multicast back from a promoted guest until
     // it reports its groups again.
     for (const setting of ['stp_state', 'forward_delay', 'multicast_snooping'])
@@ -152,7 +153,7 @@ export class Network {
     const attempted = 'make the tap';
     requireInterfaceName(tap);
     if (attempt(attempted, tap, () => native.interfaceExists(tap))) {
-      if (!isOwn(tap, this.#stateTag))
+      if (!isOwn(tap, this.#stateDir))
         throw new ShadowVmError('NETWORK_CONFLICT', {
           attempted,
           subject: tap,
@@ -164,7 +165,7 @@ export class Network {
     attempt(attempted, tap, () => native.createTap(tap, ownerUid));
     try {
       attempt(attempted, tap, () => {
-        mark(tap, this.#stateTag);
+        mark(tap, this.#stateDir);
         silenceIpv6(tap);
         // The tap keeps the random MAC it was born with: with the guest's, the bridge would take the guest's frames
         // for the host's own.
@@ -243,7 +244,7 @@ export class Network {
 
   /** The counters of all of this manager's taps by name, in one read of about 10 microseconds. */
   allCounters(): Record<string, InterfaceCounters> {
-    const prefix = tapPrefix(this.#stateTag);
+    const prefix = tapPrefix(stateTag(this.#stateDir));
     return attempt('read the counters', `${prefix}*`, () => nativeNetwork().countersByName(prefix));
   }
 
@@ -254,7 +255,7 @@ export class Network {
 
   /** Takes away the bridge and every tap of this manager. @returns the names of what was deleted */
   close(): string[] {
-    return sweepNetwork(this.#stateTag);
+    return sweepNetwork(this.#stateDir);
   }
 }
 
@@ -263,11 +264,11 @@ export class Network {
  * @param keep names to leave: taps of VMs that live on, and their bridge
  * @returns the names of what was deleted. @throws NOT_ROOT, NETWORK_FAILED
  */
-export function sweepNetwork(stateTag: string, keep: ReadonlySet<string> = new Set()): string[] {
+export function sweepNetwork(stateDir: string, keep: ReadonlySet<string> = new Set()): string[] {
   const native = nativeNetwork();
   const attempted = 'delete leftover interfaces';
-  const own = attempt(attempted, stateTag, () => native.listInterfaces('')).filter(
-    (name) => !keep.has(name) && isOwn(name, stateTag),
+  const own = attempt(attempted, stateDir, () => native.listInterfaces('')).filter(
+    (name) => !keep.has(name) && isOwn(name, stateDir),
   );
   const bridges = own.filter((name) => existsSync(`/sys/class/net/${name}/bridge`));
   for (const tap of own.filter((name) => !bridges.includes(name)))
@@ -384,29 +385,42 @@ function requireFreeSubnet6(subnet6: Subnet6, bridge: string): void {
 
 // ---- The mark of ownership ----
 
-const aliasPath = (name: string): string => `/sys/class/net/${name}/ifalias`;
-const aliasOf = (stateTag: string): string => `shadowvm ${stateTag}`;
+const MARK = /^shadowvm ([0-9a-f]+)(?: (.+))?$/s;
 
-function mark(name: string, stateTag: string): void {
-  writeFileSync(aliasPath(name), aliasOf(stateTag));
+const aliasPath = (name: string): string => `/sys/class/net/${name}/ifalias`;
+
+/** The tag is what counts; the path tells people whose it is, at most STATE_PATH_BYTES_MAX of an alias's 255 bytes. */
+function mark(name: string, stateDir: string): void {
+  writeFileSync(aliasPath(name), `shadowvm ${stateTag(stateDir)} ${stateDir}`);
 }
 
-function readAlias(name: string): string {
+function readMark(name: string): { tag: string; stateDir: string | undefined } | null {
+  let alias: string;
   try {
-    return readFileSync(aliasPath(name), 'utf8').trim();
+    alias = readFileSync(aliasPath(name), 'utf8').trim();
   } catch {
     // It went away between listing and reading, or /sys is not mounted: then it can not be shown to be ours.
-    return '';
+    return null;
   }
+  const match = MARK.exec(alias);
+  return match === null ? null : { tag: match[1] as string, stateDir: match[2] };
 }
 
-function isOwn(name: string, stateTag: string): boolean {
-  return readAlias(name) === aliasOf(stateTag);
+function isOwn(name: string, stateDir: string): boolean {
+  return readMark(name)?.tag === stateTag(stateDir);
 }
 
 function ownerOf(name: string): string {
-  const alias = readAlias(name);
-  return alias.startsWith('shadowvm ') ? 'another ShadowVM manager' : 'something else';
+  const owner = readMark(name);
+  if (owner === null) return 'something else';
+  return owner.stateDir === undefined ? 'another ShadowVM manager' : `the ShadowVM manager of ${owner.stateDir}`;
+}
+
+/** The state directories of the managers that have interfaces here, whether they run or not. */
+export function networkOwners(): string[] {
+  const native = nativeNetwork();
+  const names = attempt('look for the interfaces of managers', '', () => native.listInterfaces(''));
+  return [...new Set(names.flatMap((name) => readMark(name)?.stateDir ?? []))];
 }
 
 // ---- Settings ----
