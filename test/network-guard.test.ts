@@ -101,10 +101,11 @@ describe.skipIf((await nftSupport()).guard !== null)('a guarded tap', () => {
   });
 
   test('that is connected is announced to the others, for both of its addresses', async () => {
-    const [, wireB] = await connect(null);
+    const [wireA, wireB] = await connect(null);
     network.cutTap(tapA);
     const before = wireB.received.length;
     network.connectTap(tapA, a);
+    network.announce(tapA, a);
     const mac = Buffer.from(a.mac.replaceAll(':', ''), 'hex');
     const announced = () => wireB.received.slice(before).filter((each) => each.subarray(6, 12).equals(mac));
     await until('three announcements', () => announced().length >= 3, 5000);
@@ -118,6 +119,10 @@ describe.skipIf((await nftSupport()).guard !== null)('a guarded tap', () => {
     expect([advertisement[54], advertisement[58]]).toEqual([136, 0x20]);
     expect(advertisement.subarray(62, 78).toString('hex')).toBe(a6);
     expect(advertisement.subarray(80, 86).equals(mac)).toBe(true);
+    // Not to itself: but for that it hears what is for everybody.
+    wireB.send(arp(b.mac, b, 'end'));
+    await until('a broadcast', () => wireA.has('end'), 5000);
+    expect(wireA.received.filter((each) => each.subarray(6, 12).equals(mac))).toEqual([]);
   });
 
   test('teaches the bridge no MAC of others, not even by frames that bridges keep to themselves', async () => {

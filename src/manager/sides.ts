@@ -244,6 +244,11 @@ export class VmSides {
     if (this.guest !== null) this.network?.connectTap(this.tap(side), this.guest);
   }
 
+  /** Tells the others on the network where the guest is; no effect without taps. @throws NETWORK_FAILED */
+  announce(side: Side): void {
+    if (this.guest !== null) this.network?.announce(this.tap(side), this.guest);
+  }
+
   /** After this nothing that the side's QEMU sends gets anywhere, until a QEMU attaches to its tap anew. */
   cut(side: Side): void {
     this.network?.cutTap(this.tap(side));

@@ -272,7 +272,8 @@ export class Takeover {
 
   private connect(): void {
     const { core } = this.options;
-    core.sides.connect(other(core.side)); // again, and told to the neighbours: now it answers
+    core.sides.connect(other(core.side)); // again, if it failed while QEMU was busy
+    core.sides.announce(other(core.side));
     if (core.spec.publish.length > 0 && core.sides.network === null) void this.publishPorts();
     faultPoint('promotion', 7);
   }

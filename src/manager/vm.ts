@@ -177,7 +177,10 @@ export class ManagedVm {
           core.primary = qemu;
           core.state = 'booting';
         },
-        connect: () => core.sides.connect('p'),
+        connect: () => {
+          core.sides.connect('p');
+          core.sides.announce('p');
+        },
         // On a tap the rules do that.
         publish: core.sides.network === null ? spec.publish : [],
         onCorrupt: (page, why) => core.corruptPage(core.primary as QemuProcess, page, why),

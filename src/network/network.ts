@@ -7,10 +7,11 @@
  *
  *   prepareTap      the shadow's tap exists and is a port of the bridge, but down: QEMU attaches, nothing flows
  *   cutTap          fencing: the dead primary's tap stops forwarding, in microseconds
- *   connectTap      the shadow's tap goes up, the bridge learns where the guest is now, the neighbours are told
+ *   connectTap      the shadow's tap goes up, the bridge and the host learn where the guest is now
+ *   announce        the neighbours are told
  *   severTap        what cutTap did, made lasting: down and out of the bridge. Waits for the kernel, so it comes last
  */
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
 import { messageOf, ShadowVmError } from '../errors.js';
 import {
@@ -178,8 +179,8 @@ export class Network {
   }
 
   /**
-   * Lets traffic flow: the tap goes up, the bridge and the host learn where the guest is, and everybody on the bridge
-   * gets a gratuitous ARP and its like of IPv6. A tap that was cut or severed before is connected again.
+   * Lets traffic flow: the tap goes up, the bridge and the host learn where the guest is. A tap that was cut or severed
+   * before is connected again.
    * @param guest null: for a guest whose addresses are not known; the tap only forwards
    * @returns whether the port forwards already; false when no QEMU is attached
    * @throws NOT_ROOT, NETWORK_FAILED
@@ -199,14 +200,26 @@ export class Network {
       native.setUp(this.bridge, true);
       if (guest !== null) {
         native.learnAddress(tap, guest.mac);
-        for (const address of [guest.address, guest.address6]) {
-          if (address === null) continue;
-          native.setNeighbour(this.bridge, address, guest.mac);
-          native.announce(this.bridge, guest.mac, address);
-        }
+        for (const address of addressesOf(guest)) native.setNeighbour(this.bridge, address, guest.mac);
       }
       return forwards;
     });
+  }
+
+  /**
+   * Tells everybody on the bridge but the guest itself where it is, by gratuitous ARP and its like of IPv6: one that
+   * just woke up under emulation translates some 500 blocks of code to hear it, and would do so before it answers.
+   * @throws NOT_ROOT, NETWORK_FAILED
+   */
+  announce(tap: string, guest: GuestAddresses): void {
+    const ports = readdirSync(`/sys/class/net/${this.bridge}/brif`).filter(
+      (port) => port !== tap && isForwarding(port),
+    );
+    for (const port of ports)
+      for (const address of addressesOf(guest))
+        attemptUnlessGone('announce the guest', port, ['ENODEV', 'ENXIO', 'ENETDOWN'], () =>
+          nativeNetwork().announce(port, guest.mac, address),
+        );
   }
 
   /**
@@ -424,6 +437,20 @@ export function networkOwners(): string[] {
 }
 
 // ---- Settings ----
+
+const addressesOf = ({ address, address6 }: GuestAddresses): string[] =>
+  address6 === null ? [address] : [address, address6];
+
+const FORWARDING = '3';
+
+/** false too for a port that went away. */
+function isForwarding(port: string): boolean {
+  try {
+    return readFileSync(`/sys/class/net/${port}/brport/state`, 'utf8').trim() === FORWARDING;
+  } catch {
+    return false;
+  }
+}
 
 /**
  * No IPv6 on the host's side of our interfaces: no duplicate-address chatter, no link-local addresses, and no guest
