@@ -6,7 +6,7 @@ import { Client } from '../src/api/client.js';
 import type { Event } from '../src/vm/view.js';
 import { IMAGES_DIR, SHADOWVM } from './checkout.js';
 import { onInterrupt } from './interrupt.js';
-import { STATE_PREFIX } from './killed-runs.js';
+import { statePrefix } from './killed-runs.js';
 
 const START_TIMEOUT_MS = 30_000;
 
@@ -37,7 +37,7 @@ export class Daemon {
 
   /** Resolves when the API answers. */
   static async start(options: DaemonOptions = {}): Promise<Daemon> {
-    const stateDir = options.stateDir ?? mkdtempSync(STATE_PREFIX);
+    const stateDir = options.stateDir ?? mkdtempSync(statePrefix());
     const argv = [SHADOWVM, 'daemon', '--state', stateDir, '--images', IMAGES_DIR];
     if (options.bridge !== undefined) argv.push('--bridge', options.bridge);
     if (options.subnet !== undefined) argv.push('--subnet', options.subnet);

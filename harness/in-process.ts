@@ -9,7 +9,7 @@ import type { QemuProcess } from '../src/qemu/process.js';
 import type { VmSpecInput } from '../src/vm/spec.js';
 import type { Event, PromotionView, VmView } from '../src/vm/view.js';
 import { IMAGES_DIR } from './checkout.js';
-import { STATE_PREFIX } from './killed-runs.js';
+import { statePrefix } from './killed-runs.js';
 
 const TIMEOUT_MS = 60_000;
 
@@ -21,7 +21,7 @@ export class InProcessManager {
   ) {}
 
   static async open(options: Partial<HostOptions> = {}): Promise<InProcessManager> {
-    const stateDir = StateDir.open(mkdtempSync(STATE_PREFIX));
+    const stateDir = StateDir.open(mkdtempSync(statePrefix()));
     const log = pino({ level: 'error' }, pino.destination(2));
     const events = await EventLog.open(stateDir.eventsPath, { log });
     const port = await openManager({ stateDir, imagesDir: IMAGES_DIR, events, log, ...options });

@@ -14,7 +14,7 @@ import { networkOwners, sweepNetwork, tapsPermitted } from '../src/network/netwo
 import { leftovers, qemusOf } from './leftovers.js';
 
 /** All state directories of the harness begin like this, and nobody else's do. */
-export const STATE_PREFIX = join(tmpdir(), 'shadowvm-');
+export const statePrefix = (): string => join(tmpdir(), 'shadowvm-');
 
 /** Says what it takes away. A state whose manager runs is left as it is. @returns what was there */
 export async function sweepKilledRuns(): Promise<string[]> {
@@ -28,8 +28,8 @@ function stateDirs(): Set<string> {
   const inTmp = readdirSync(tmpdir()).map((name) => join(tmpdir(), name));
   const owners = tapsPermitted().ok ? networkOwners() : [];
   return new Set([
-    ...inTmp.filter((dir) => dir.startsWith(STATE_PREFIX) && existsSync(join(dir, 'daemon.lock'))),
-    ...owners.filter((dir) => dir.startsWith(STATE_PREFIX)),
+    ...inTmp.filter((dir) => dir.startsWith(statePrefix()) && existsSync(join(dir, 'daemon.lock'))),
+    ...owners.filter((dir) => dir.startsWith(statePrefix())),
   ]);
 }
 

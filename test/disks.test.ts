@@ -232,7 +232,9 @@ test('a shadow whose disk can not be written costs the primary nothing, and foll
     await manager.until('more epochs', () => (manager.port.showVm('a').shadow?.epoch ?? 0) > (epoch as number) + 2);
     await run('a', isMarked('kept'));
     expect(manager.port.showVm('a')).toMatchObject({ state: 'running', shadow: { state: 'ready' } });
-    expect(manager.events.list({}).filter(({ type }) => /^(failure|disk.full|disk.failed)/.test(type))).toEqual([]);
+    expect(
+      manager.events.list({}).filter(({ type }) => /^(failure.detected|disk.full|disk.failed)/.test(type)),
+    ).toEqual([]);
     small128.makeRoom();
     const promoted = manager.nextPromotion('a');
     await manager.port.injectFault('a', 'kill');

@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { Daemon } from '../harness/daemon.js';
-import { STATE_PREFIX, sweepKilledRuns } from '../harness/killed-runs.js';
+import { statePrefix, sweepKilledRuns } from '../harness/killed-runs.js';
 import { leftovers } from '../harness/leftovers.js';
 import { Network, tapsPermitted } from '../src/network/network.js';
 import { MIB } from '../src/vm/spec.js';
@@ -31,7 +31,7 @@ test.skipIf(!permitted)('what a killed manager left is gone, and a manager that 
 });
 
 test.skipIf(!permitted)('interfaces whose state directory was deleted go too', async () => {
-  const options = { stateDir: `${STATE_PREFIX}deleted-${process.pid}`, bridge: 'svkilled3', subnet: '10.214.46.0/24' };
+  const options = { stateDir: `${statePrefix()}deleted-${process.pid}`, bridge: 'svkilled3', subnet: '10.214.46.0/24' };
   Network.open(options);
   expect(await sweepKilledRuns()).toEqual(['interface svkilled3']);
   expect(existsSync('/sys/class/net/svkilled3')).toBe(false);

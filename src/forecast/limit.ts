@@ -2,14 +2,16 @@
  * Turns usage into an allocation that is held: for an hour at least, and changed about twice a day.
  *
  * What an hour may need is taken from what followed past hours, moved by how far the forecast has moved since and
- * weighted by age and by nearness of the time of day. Among candidate limits the cheapest wins: what it allocates, plus
- * a price for each sample that it would not cover, plus the price of a change, which rises for a VM that changes often.
- * The price per sample is one for all VMs, in units of the VM's own allocation: so samples are left uncovered where
- * covering them is dear and not where it is cheap, and the share asked for is met on average over VMs. Feedback brings a
- * VM that is further off than {@link BAND} back.
+ * weighted by age, by nearness of the time of day and by how alike the forecast was. Among candidate limits the cheapest
+ * wins: what it allocates, plus a price for each sample that it would not cover, plus the price of a change, which rises
+ * for a VM that changes often. The price per sample is one for all VMs, in units of the VM's own allocation: so samples
+ * are left uncovered where covering them is dear and not where it is cheap, and the share asked for is met on average
+ * over VMs. Feedback brings a VM that is further off than {@link BAND} back.
  * Lost: a quantile of the residuals per hour (1 point more unused at the same coverage, and 24 changes a day); feedback
  * after each hour (3 points more: it swings); changes that are saved up and spent (2 points more: none is left when a
- * limit has to be raised); raising a limit within the hour in which it was exceeded (nothing but changes).
+ * limit has to be raised); raising a limit within the hour in which it was exceeded (nothing but changes); a decision at
+ * any sample that is an hour after the last change (2 points more: it follows bursts that are over); several half-lives,
+ * mixed or chosen by what they cost lately (2 to 5 points more).
  */
 import { Recent } from './recent.js';
 import { Smoothed, SortedWindow } from './window.js';
@@ -26,6 +28,10 @@ const AHEAD_KEEP = 0.85;
 const SAME_HOUR = 4;
 const NEXT_HOUR = 3;
 const HALF_LIFE_BLOCKS = 24;
+/** What is left of the weight of an hour of long ago. */
+const AGED_WEIGHT = 0.02;
+/** An hour whose forecast was so far from the one of now, in units of the mean distance, counts half. */
+const ALIKE = 0.7;
 /** Of what is used and allocated: a week. */
 const MEAN_BLOCKS = 168;
 const USED_SHARE_MIN = 0.02;
@@ -95,6 +101,18 @@ export class Limits {
     this.blocks++;
   }
 
+  /** How far the forecast is from those of the hours before, on average; above 0. */
+  private meanMove(forecast: number, kept: number): number {
+    let [sum, count] = [0, 0];
+    for (let ago = 1; ago < kept; ago++) {
+      const move = Math.abs(forecast - this.anchors.at(ago));
+      if (Number.isNaN(move)) continue;
+      sum += move;
+      count++;
+    }
+    return count === 0 ? 1 : Math.max(sum / count, 1e-9);
+  }
+
   /** Candidate limits, rising, and the share of the coming samples that is expected above each. */
   private outlook(forecast: number): { candidates: Float64Array; exceeding: Float64Array } {
     const candidates = new Float64Array(CANDIDATES);
@@ -105,13 +123,14 @@ export class Limits {
     const mass = new Float64Array(CANDIDATES + 1);
     let whole = 0;
     const kept = Math.min(this.anchors.count, BLOCKS_KEPT);
+    const alike = ALIKE * this.meanMove(forecast, kept);
     for (let ago = 1; ago < kept; ago++) {
       const away = Math.min(ago % BLOCKS_PER_DAY, BLOCKS_PER_DAY - (ago % BLOCKS_PER_DAY));
       const near = away === 0 ? SAME_HOUR : away === 1 ? NEXT_HOUR : 1;
       const move = forecast - this.anchors.at(ago);
       // Without a forecast (samples do not come) nothing has moved.
       const shift = Number.isNaN(move) ? 0 : move;
-      let weight = near * 0.5 ** (ago / HALF_LIFE_BLOCKS);
+      let weight = (near * (0.5 ** (ago / HALF_LIFE_BLOCKS) + AGED_WEIGHT)) / (1 + (shift / alike) ** 2);
       let moved = shift;
       for (let ahead = 0; ahead < AHEAD && ahead < ago; ahead++) {
         whole += weight * SAMPLES_PER_DECISION;

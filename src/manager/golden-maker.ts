@@ -1,7 +1,7 @@
 /** Takes golden snapshots: boots an image once, in the shape that is asked for, and keeps what has booted. */
 import { randomBytes } from 'node:crypto';
 import { existsSync, fstatSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
@@ -9,7 +9,7 @@ import { messageOf, ShadowVmError } from '../errors.js';
 import { cpuSeconds } from '../host/process-stat.js';
 import { type GoldenShape, goldenPath } from '../image/golden.js';
 import type { Image } from '../image/store.js';
-import { pinImage, recordBoot } from '../image/store.js';
+import { beginBuild, cleanBuilds, pinImage, recordBoot } from '../image/store.js';
 import { ShadowImage } from '../native/image.js';
 import { isNativeFailure } from '../native/index.js';
 import { macAddress } from '../network/address.js';
@@ -92,7 +92,7 @@ export class GoldenMaker {
       await settled(qemu);
       await qemu.qmp.execute('stop');
       await qemu.saveDevices(SAVE_TIMEOUT_MS);
-      await keep(qemu, image, path, attached);
+      await keep(qemu, image, path, attached, host.options.imagesDir);
       host.options.events.append(
         'info',
         'golden.made',
@@ -130,8 +130,15 @@ async function settled(qemu: QemuProcess): Promise<void> {
 }
 
 /** Written beside its place and packed into it, whole or not at all. Who was first wins: both are of the same image. */
-async function keep(qemu: QemuProcess, image: Image, path: string, disks: readonly DiskAttachment[]): Promise<void> {
-  const scratch = await mkdtemp(join(image.dir, '.golden-'));
+async function keep(
+  qemu: QemuProcess,
+  image: Image,
+  path: string,
+  disks: readonly DiskAttachment[],
+  imagesDir: string,
+): Promise<void> {
+  await cleanBuilds(imagesDir);
+  const scratch = await beginBuild(imagesDir, image.name);
   try {
     const shadow = await ShadowImage.create(join(scratch, 'image'), {
       vm: image.name,
