@@ -11,7 +11,7 @@ import { MIB, type VmSpecInput } from '../src/vm/spec.js';
 import type { ShadowView } from '../src/vm/view.js';
 import { SmallDisk } from './test-image.js';
 
-const scratch = mkdtempSync(join(tmpdir(), 'shadowvm-disks-'));
+const scratch = mkdtempSync(join(tmpdir(), 'svdisks-'));
 let manager: InProcessManager;
 
 beforeAll(buildDatabaseImage, 240_000);

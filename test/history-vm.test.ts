@@ -1,9 +1,9 @@
 /** What a real VM uses is recorded by a real manager, and outlives its death. */
 import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Daemon, sleep } from '../harness/daemon.js';
+import { statePrefix } from '../harness/killed-runs.js';
 import { leftovers } from '../harness/leftovers.js';
 import { MIB } from '../src/vm/spec.js';
 
@@ -60,7 +60,7 @@ test('CPU, memory, network and epochs of a loaded, protected VM, across a crash 
 });
 
 test('a manager starts and runs VMs beside a file that is no history, and leaves it as it is', async () => {
-  const stateDir = mkdtempSync(join(tmpdir(), 'shadowvm-'));
+  const stateDir = mkdtempSync(statePrefix());
   const foreign = 'this is no database, and long enough for the header of one. '.repeat(20);
   writeFileSync(join(stateDir, 'history.db'), foreign);
   const other = await Daemon.start({ stateDir });

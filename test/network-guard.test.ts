@@ -1,9 +1,8 @@
 /** What a guest may send and how much: real taps, a real bridge, real rules, and frames that no honest guest would send. */
 import { execFileSync } from 'node:child_process';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { statePrefix } from '../harness/killed-runs.js';
 import { stateTag, tapName } from '../src/network/address.js';
 import { Firewall } from '../src/network/firewall.js';
 import { Network, sweepNetwork } from '../src/network/network.js';
@@ -11,7 +10,7 @@ import { nftSupport } from '../src/network/nft.js';
 import { until } from './bare-qemu.js';
 import { arp, BROADCAST, frame, icmp6, udp, Wire } from './wire.js';
 
-const STATE_DIR = join(tmpdir(), `shadowvm-network-guard.test-${process.pid}`);
+const STATE_DIR = `${statePrefix()}network`;
 const TAG = stateTag(STATE_DIR);
 const BRIDGE = `svg${process.pid.toString(36)}`;
 const NETWORK = { stateDir: STATE_DIR, bridge: BRIDGE, subnet: '10.213.196.0/24', subnet6: 'fd00:196::/64' };
@@ -123,6 +122,14 @@ describe.skipIf((await nftSupport()).guard !== null)('a guarded tap', () => {
     wireB.send(arp(b.mac, b, 'end'));
     await until('a broadcast', () => wireA.has('end'), 5000);
     expect(wireA.received.filter((each) => each.subarray(6, 12).equals(mac))).toEqual([]);
+    // Nor to one that is cut off.
+    const heard = announced().length;
+    network.cutTap(tapB);
+    network.announce(tapA, a);
+    network.connectTap(tapB, b);
+    wireA.send(arp(a.mac, a, 'after'));
+    await until('a frame of the guest', () => wireB.has('after'), 5000);
+    expect(announced()).toHaveLength(heard + 1);
   });
 
   test('teaches the bridge no MAC of others, not even by frames that bridges keep to themselves', async () => {

@@ -1,10 +1,10 @@
 /** Declared networks with real guests on them: who reaches whom, and that nothing of it stays. Needs root. */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { InProcessManager } from '../harness/in-process.js';
+import { statePrefix } from '../harness/killed-runs.js';
 import { leftovers } from '../harness/leftovers.js';
 import { Networks } from '../src/manager/networks.js';
 import { nativeNetwork } from '../src/network/native.js';
@@ -34,7 +34,7 @@ describe.skipIf(!supported)('what is declared', () => {
   const declare = (name: string, more: object = {}) =>
     networks.create(networkSpecSchema.parse({ name, subnet: '10.214.81.0/24', ...more }));
   beforeEach(() => {
-    dir = mkdtempSync(join(tmpdir(), 'shadowvm-networks-'));
+    dir = mkdtempSync(statePrefix());
     events = [];
     networks = open();
   });

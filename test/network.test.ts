@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { statePrefix } from '../harness/killed-runs.js';
 import { stateTag, tapName } from '../src/network/address.js';
 import { nativeNetwork } from '../src/network/native.js';
 import { Network, type NetworkOptions, sweepNetwork, tapsPermitted } from '../src/network/network.js';
@@ -13,8 +14,8 @@ import { findQemu } from '../src/qemu/probe.js';
 
 const native = nativeNetwork();
 const permitted = tapsPermitted();
-// The process id keeps two runs of the tests on one host apart.
-const STATE_DIR = join(tmpdir(), `shadowvm-network.test-${process.pid}`);
+// It names this process, which keeps two runs of the tests on one host apart.
+const STATE_DIR = `${statePrefix()}network`;
 const TAG = stateTag(STATE_DIR);
 const BRIDGE = `svt${process.pid.toString(36)}b`.slice(0, 15);
 const OPTIONS: NetworkOptions = { stateDir: STATE_DIR, bridge: BRIDGE, subnet: '10.213.197.0/24' };

@@ -212,14 +212,11 @@ export class Network {
    * @throws NOT_ROOT, NETWORK_FAILED
    */
   announce(tap: string, guest: GuestAddresses): void {
-    const ports = readdirSync(`/sys/class/net/${this.bridge}/brif`).filter(
-      (port) => port !== tap && isForwarding(port),
-    );
-    for (const port of ports)
+    const attempted = 'announce the guest';
+    const all = attempt(attempted, this.bridge, () => readdirSync(`/sys/class/net/${this.bridge}/brif`));
+    for (const port of all.filter((each) => each !== tap && isForwarding(each)))
       for (const address of addressesOf(guest))
-        attemptUnlessGone('announce the guest', port, ['ENODEV', 'ENXIO', 'ENETDOWN'], () =>
-          nativeNetwork().announce(port, guest.mac, address),
-        );
+        attemptUnlessGone(attempted, port, UNHEARD, () => nativeNetwork().announce(port, guest.mac, address));
   }
 
   /**
@@ -442,6 +439,8 @@ const addressesOf = ({ address, address6 }: GuestAddresses): string[] =>
   address6 === null ? [address] : [address, address6];
 
 const FORWARDING = '3';
+/** The port went down or away; or so much waits for it that a frame is lost, as any other would be. */
+const UNHEARD = ['ENODEV', 'ENXIO', 'ENETDOWN', 'ENOBUFS'];
 
 /** false too for a port that went away. */
 function isForwarding(port: string): boolean {
