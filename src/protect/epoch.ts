@@ -124,7 +124,10 @@ export async function cutEpoch(
       if (hold !== null) primary.agent.ping();
     }
     await saved;
-    await running;
+    // A VM that dies now has left an epoch that is as whole as any.
+    await running.catch((error: unknown) => {
+      if (keepStopped || !isClosed(error)) throw error;
+    });
     total.pauseMs += monotonicMs() - pausedAtMs;
     if (!keepStopped) onPause(false);
     return complete ? cut : null;
@@ -159,9 +162,11 @@ export async function cutEpoch(
   }
 }
 
+const isClosed = (error: unknown): boolean => error instanceof ShadowVmError && error.code === 'QMP_CLOSED';
+
 /** True when an epoch failed because the VM is dead or unreachable: more of them would be pointless. */
 export function endsProtection(error: unknown): boolean {
-  if (error instanceof ShadowVmError && error.code === 'QMP_CLOSED') return true;
+  if (isClosed(error)) return true;
   const cause = error instanceof ShadowVmError ? error.cause : error;
   return isNativeFailure(cause) && (cause.code === 'ERR_VM_DEAD' || cause.code === 'ERR_CLOSED');
 }
