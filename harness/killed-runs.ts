@@ -2,15 +2,16 @@
  * What a run that was killed left on the host: VMs live on without their manager, as they should, and nobody will ever
  * take these over again. Demo, bench, soak and tests begin with this, so that the next run finds the host as the first did.
  */
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { openCgroups } from '../src/allocate/cgroup.js';
 import { startTicks } from '../src/host/process-stat.js';
 import { stateTag } from '../src/network/address.js';
 import { Firewall } from '../src/network/firewall.js';
 import { networkOwners, sweepNetwork, tapsPermitted } from '../src/network/network.js';
-import { leftovers, qemusOf } from './leftovers.js';
+import { leftovers, qemusOf, readText } from './leftovers.js';
 
 const DAEMON_END_MS = 20_000;
 
@@ -44,9 +45,8 @@ export async function sweepKilledRuns(): Promise<string[]> {
 
 /** A manager is a process of its own, and lives on without the one that started it. */
 async function endDaemon(dir: string): Promise<void> {
-  const lock = join(dir, 'daemon.lock');
-  const pid = existsSync(lock) ? Number.parseInt(readFileSync(lock, 'utf8'), 10) : Number.NaN;
-  const lives = () => commandLine(pid).includes(dir);
+  const pid = Number.parseInt(readText(join(dir, 'daemon.lock')), 10);
+  const lives = () => readText(`/proc/${pid}/cmdline`).includes(dir);
   for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
     if (lives()) process.kill(pid, signal);
     for (const untilMs = performance.now() + DAEMON_END_MS; lives() && performance.now() < untilMs; ) await sleep(20);
@@ -64,13 +64,3 @@ async function sweepState(dir: string): Promise<void> {
   driver?.close();
   rmSync(dir, { recursive: true, force: true });
 }
-
-function commandLine(pid: number): string {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8');
-  } catch {
-    return '';
-  }
-}
-
-const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));

@@ -44,7 +44,7 @@ function rules(tag: string): string[] {
 }
 
 /** Empty when it went away between listing and reading. */
-function readText(path: string): string {
+export function readText(path: string): string {
   try {
     return readFileSync(path, 'utf8');
   } catch {
