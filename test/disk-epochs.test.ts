@@ -1,5 +1,5 @@
 /** A disk's way into epochs and out of them, below the manager: QEMU's dirty blocks, the image, the files that follow. */
-import { closeSync, copyFileSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, copyFileSync, ftruncateSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -193,4 +193,5 @@ test('a disk is not lent to readers while somebody writes it', () => {
   lockDisk(other); // readers do not mind each other
   closeSync(fd);
   closeSync(other);
+  rmSync(path);
 });
