@@ -163,6 +163,7 @@ class EpochBuffer {
 
   uint8_t* staging_;  // address space for all pages; memory is taken as slots fill
   size_t slotsUsed_ = 0;
-  size_t slotsTouched_ = 0;  // of the warm ones: they stay
+  size_t slotsTouched_ = 0;  // these have memory
+  int64_t resetAtNs_ = 0;
   const size_t slotsWarm_;
 };
