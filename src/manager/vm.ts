@@ -1,6 +1,7 @@
 /** One VM, as users see it: how it comes to run, what can be asked of it, how it ends. */
 import { ShadowVmError, toShadowVmError } from '../errors.js';
 import { recordBoot } from '../image/store.js';
+import type { OutputHold } from '../protect/output-hold.js';
 import type { Beat } from '../qemu/agent.js';
 import type { QemuProcess } from '../qemu/process.js';
 import { resolveEpoch, viewEpoch } from '../shadow/epochs.js';
@@ -132,6 +133,10 @@ export class ManagedVm {
   }
   get shadow(): Shadow | null {
     return this.keeper.shadow;
+  }
+  /** What holds the primary's packets; null in async mode. */
+  get outputHold(): OutputHold | null {
+    return this.core.strict.hold;
   }
   /** What was declared, or asked for since, to wait beside the image. */
   get declaredStandby(): StandbyLevel {

@@ -1,12 +1,12 @@
 /**
  * Output commit: what a guest sends is held in its QEMU until the epoch in which it was sent is committed. One
- * `filter-buffer` for each epoch: the next one is made in the pause, and the older ones go, and what they hold with them,
- * when the epoch is committed.
+ * `filter-buffer` for each epoch: the next one is switched on in the pause, and the older ones go, and what they hold with
+ * them, when the epoch is committed. It is made before that: the order to make one is long, and QEMU reads slowly.
  *
- *   guest runs, epoch 7  │ hold3: packets of epoch 7
- *   pause                │ hold4 is made behind it
+ *   guest runs, epoch 7  │ hold3: packets of epoch 7   hold4: made behind it, and lets all pass
+ *   pause                │ hold4 is switched on
  *   guest runs, epoch 8  │ hold3 ║ hold4: packets of epoch 8          while epoch 7 is being committed
- *   epoch 7 committed    │ hold3 is deleted: its packets leave
+ *   epoch 7 committed    │ hold3 is deleted: its packets leave        hold5 is made
  *
  * Nobody may have to wait for ever. Whoever finds that no epoch is committed lets everything go: this object when it
  * takes too long, the shim in QEMU when the manager is gone, and QEMU's own timer when both have failed.
@@ -29,7 +29,7 @@ export const HELD_MS_MAX = 2000;
  */
 const HELD_BYTES_MAX = 128 * 2 ** 20;
 const WATCH_MS = 100;
-/** QEMU's own timer, on the clock of its guest; behind ours, which is told of. */
+/** QEMU's own timer, on the clock of its guest, from the moment a hold is switched on; behind ours, which is told of. */
 const DEAD_MAN_US = 3_000_000;
 
 export interface OutputHoldEvents {
@@ -49,6 +49,8 @@ interface Hold {
 export class OutputHold {
   /** Oldest first. */
   private holds: Hold[] = [];
+  /** The id of one that is made and not switched on yet, behind all of these. */
+  private spare: string | null = null;
   private next = 0;
   private active = false;
   /** An epoch was committed since the holding was suspended: it can be tried again. */
@@ -63,6 +65,8 @@ export class OutputHold {
   private sentAtCutBefore = 0;
   private firstSentMs: number | null = null;
   private lastSentMs: number;
+  /** What is held at most. For tests: a guest on a slow machine can not send as much within HELD_MS_MAX. */
+  heldBytesMax = HELD_BYTES_MAX;
   /** QEMU's heap when the hold that is the oldest was first seen to be. */
   private heapBytes = 0;
   private oldestSeen: Hold | undefined;
@@ -105,20 +109,39 @@ export class OutputHold {
     const newest = this.holds.at(-1);
     // Epochs that are given up leave one each. What comes now joins the newest: it is held longer, never shorter.
     if (newest !== undefined && this.holds.length >= HOLDS_MAX) return newest.id;
-    const id = `hold${this.next++ % HOLDS_MAX}`;
-    const behind = newest === undefined ? {} : { position: `id=${newest.id}`, insert: 'behind' as const };
+    const id = this.spare ?? this.nextId();
+    const sent =
+      this.spare === null
+        ? this.make(id, 'on')
+        : this.qemu.qmp.execute('qom-set', { path: `/objects/${id}`, property: 'status', value: 'on' });
+    this.spare = null;
     this.holds.push({ id, madeAtMs: monotonicMs(), mark: this.trail?.mark() ?? 0 });
-    this.qemu.qmp
-      .execute('object-add', {
-        ...{ 'qom-type': 'filter-buffer', id, netdev: 'net0', queue: 'rx', interval: DEAD_MAN_US },
-        ...behind,
-      })
-      .catch((error: unknown) => {
-        if (this.closed || this.qemu.hasDied) return;
-        this.holds = this.holds.filter((hold) => hold.id !== id);
-        this.suspend(`QEMU can not hold its packets: ${messageOf(error)}`);
-      });
+    sent.catch((error: unknown) => {
+      if (this.closed || this.qemu.hasDied) return;
+      this.holds = this.holds.filter((hold) => hold.id !== id);
+      this.suspend(`QEMU can not hold its packets: ${messageOf(error)}`);
+    });
     return id;
+  }
+
+  private nextId(): string {
+    return `hold${this.next++ % HOLDS_MAX}`;
+  }
+
+  private make(id: string, status: 'on' | 'off'): Promise<unknown> {
+    const newest = this.holds.at(-1);
+    const behind = newest === undefined ? {} : { position: `id=${newest.id}`, insert: 'behind' as const };
+    return this.qemu.qmp.execute('object-add', {
+      ...{ 'qom-type': 'filter-buffer', id, netdev: 'net0', queue: 'rx', interval: DEAD_MAN_US, status },
+      ...behind,
+    });
+  }
+
+  /** Makes the hold of the next epoch. Should QEMU refuse, it refuses to switch it on as well, and that is told. */
+  private prepare(): void {
+    if (this.spare !== null || this.closed || this.holds.length >= HOLDS_MAX - 1) return;
+    this.spare = this.nextId();
+    this.make(this.spare, 'off').catch(() => {});
   }
 
   /** While the guest stands still for an epoch: what is counted from now on is of the next one. */
@@ -135,11 +158,12 @@ export class OutputHold {
     if (hold === null || !this.holds.some(({ id }) => id === hold)) return;
     while (this.holds[0]?.id !== hold) {
       const old = this.holds.shift() as Hold;
-      this.delete(old);
+      this.delete(old.id);
       // One epoch more than must be: what lay at the tap when the guest stood still was seen by none of the two.
       this.trail?.forget(old.mark);
     }
     this.expectAnswers();
+    this.prepare();
     if (this.active || this.closed) return;
     this.active = true;
     this.events.active();
@@ -182,7 +206,9 @@ export class OutputHold {
 
   /** Everything leaves, as the guest stands still and its last epoch is committed. */
   releaseAll(): void {
-    for (const hold of this.holds.splice(0)) this.delete(hold);
+    for (const { id } of this.holds.splice(0)) this.delete(id);
+    if (this.spare !== null) this.delete(this.spare);
+    this.spare = null;
   }
 
   /** The QEMU is dead or nobody's business any more: what it holds stays where it is. Idempotent. */
@@ -200,11 +226,11 @@ export class OutputHold {
     this.oldestSeen = oldest;
     const heldBytes = bytes - this.heapBytes;
     if (ageMs > HELD_MS_MAX) this.suspend(`no epoch was committed for ${Math.round(ageMs)} ms`);
-    else if (heldBytes > HELD_BYTES_MAX)
+    else if (heldBytes > this.heldBytesMax)
       this.suspend(`its guest has sent ${Math.round(heldBytes / 2 ** 20)} MiB in one epoch`);
   }
 
-  private delete({ id }: Hold): void {
+  private delete(id: string): void {
     // Of a QEMU that has died nothing leaves any more, and its tap is cut.
     this.qemu.qmp.execute('object-del', { id }).catch(() => {});
   }

@@ -40,12 +40,14 @@ export interface QmpCommands {
       netdev: string;
       queue: string;
       interval: number;
+      status: 'on' | 'off';
       position?: string;
       insert?: 'behind';
     };
     result: object;
   };
   'object-del': { args: { id: string }; result: object };
+  'qom-set': { args: { path: string; property: string; value: string }; result: object };
   'qom-list': { args: { path: string }; result: { name: string; type: string }[] };
   'x-query-virtio': { args: undefined; result: { name: string; path: string }[] };
   'x-query-virtio-queue-status': { args: { path: string; queue: number }; result: { 'vring-used': number } };
