@@ -15,9 +15,9 @@
 // so that a pause does not pay for page faults. A shadow is to cost 1 % in all.
 constexpr size_t kStagingDivisor = 512;
 constexpr size_t kStagingPagesMin = 128;
-// Of a VM whose epochs come more often than this, as they do in strict mode under load: 2 MiB.
-constexpr size_t kStagingPagesBusy = 512;
+// Twice as much of a VM whose epochs come more often than this, as they do in strict mode under load.
 constexpr int64_t kInQuickSuccessionNs = 50'000'000;
+constexpr long kCountLookNs = 100'000;
 constexpr uint32_t kNoSlot = UINT32_MAX;
 // 4 MiB with each epoch: a commit stays short while a standby fills.
 constexpr size_t kFillPagesPerCommit = 1024;
@@ -249,6 +249,23 @@ ScrubStats EpochBuffer::Scrub(size_t firstPage, size_t count) {
   return stats;
 }
 
+// ---- Waiting ----
+
+bool EpochBuffer::AwaitCount(size_t offset, uint16_t wanted, int64_t timeoutNs) const {
+  if (offset > source_->bytes - sizeof wanted) throw Failure{"ERR_OUT_OF_RANGE", "awaitCount", "the VM has no such memory"};
+  const int64_t untilNs = ClockNs(CLOCK_MONOTONIC) + timeoutNs;
+  for (;;) {
+    uint16_t count = 0;
+    // By the file and not by the mapping, where an absent page would be made one.
+    if (pread(source_->fd, &count, sizeof count, static_cast<off_t>(offset)) != sizeof count)
+      throw ErrnoFailure(errno, "pread", "guest RAM");
+    if (static_cast<int16_t>(count - wanted) >= 0) return true;
+    if (control_->dead() || ClockNs(CLOCK_MONOTONIC) >= untilNs) return false;
+    const struct timespec pause = {0, kCountLookNs};
+    nanosleep(&pause, nullptr);
+  }
+}
+
 // ---- Recording ----
 
 // A failure is told at the end of the pass: a tracker's scan that ends in the middle has re-armed pages that it did not
@@ -303,6 +320,7 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
     if (!recording_) image_->Begin();
     recording_ = true;
     if (disks_) stats.diskPages = disks_->RecordAll(record_);
+    if (cut.holdsOutput) ThrowUnlessAlive();
     const EpochMeta meta = {image_->LastEpoch() + 1, image_->HeadEpoch(), cut.generation, cut.wallMs, cut.monotonicNs};
     stats.storedBytes = image_->Commit(meta, deviceState, deviceBytes).storedBytes;
     recording_ = false;
@@ -483,10 +501,10 @@ void EpochBuffer::ResetStaging() {
   if (captured_.capacity() > 4 * slotsWarm_) captured_.shrink_to_fit();
   slotsTouched_ = std::max(slotsTouched_, slotsUsed_);
   slotsUsed_ = 0;
-  // What a pause took beyond the usual goes back to the host, but not while one epoch follows the other: in each of their
-  // pauses the guest would wait for half as many page faults as it has written pages.
+  // What a pause took beyond the usual goes back to the host, but later while one epoch follows the other: in each of their
+  // pauses the guest would wait for as many page faults.
   const int64_t nowNs = ClockNs(CLOCK_MONOTONIC);
-  const size_t keep = nowNs - resetAtNs_ < kInQuickSuccessionNs ? std::max(slotsWarm_, kStagingPagesBusy) : slotsWarm_;
+  const size_t keep = nowNs - resetAtNs_ < kInQuickSuccessionNs ? 2 * slotsWarm_ : slotsWarm_;
   resetAtNs_ = nowNs;
   if (slotsTouched_ <= keep) return;
   madvise(Slot(keep), (slotsTouched_ - keep) * kPageBytes, MADV_DONTNEED);

@@ -55,6 +55,8 @@ struct EpochCut {
   uint32_t generation;
   int64_t wallMs;
   int64_t monotonicNs;
+  // What the guest has sent since the epoch before waits in its process for this one, and dies with it.
+  bool holdsOutput;
 };
 
 // Life of an epoch: Collect() any number of times while the guest runs, Collect() once more while it stands still, then
@@ -87,6 +89,7 @@ class EpochBuffer {
   PassStats Collect(const ScanOptions& options);
   // Throws what the image throws (no space, full), with the image as it was and the pages left for the next epoch.
   // Memory, devices and disks are in one record, or nothing is. The twins are files that follow the image.
+  // ERR_VM_DEAD for an epoch that holds output of a process that has died: its guest believes that it has sent.
   EpochStats Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes, const Resident* resident,
                     const DiskTwins& twins);
   void Abort();
@@ -98,6 +101,9 @@ class EpochBuffer {
   // Compares pages with the image, from `firstPage` on, and wraps around at the end. What differs and was not written is
   // repaired by the next epoch.
   ScrubStats Scrub(size_t firstPage, size_t count);
+  // Waits until a counter of 16 bits in the guest's memory, which goes round, has reached `wanted`: looks every 100 µs.
+  // False when it has not by the end of the time, or its process has died.
+  bool AwaitCount(size_t offset, uint16_t wanted, int64_t timeoutNs) const;
   // What this object takes, but for the image's part. May be asked from any thread: an estimate then.
   size_t MemoryBytes() const;
 

@@ -22,6 +22,7 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value Rewind(const Napi::CallbackInfo& info);
   Napi::Value AdvanceTwins(const Napi::CallbackInfo& info);
   Napi::Value Scrub(const Napi::CallbackInfo& info);
+  Napi::Value AwaitCount(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
   Napi::Value MemoryBytes(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
@@ -86,6 +87,7 @@ void EpochSource::Register(Napi::Env env, Napi::Object exports) {
                            InstanceMethod<&EpochSource::Commit>("commit"), InstanceMethod<&EpochSource::Scrub>("scrub"),
                            InstanceMethod<&EpochSource::Rewind>("rewind"),
                            InstanceMethod<&EpochSource::AdvanceTwins>("advanceTwins"),
+                           InstanceMethod<&EpochSource::AwaitCount>("awaitCount"),
                            InstanceMethod<&EpochSource::Abort>("abort"),
                            InstanceMethod<&EpochSource::MemoryBytes>("memoryBytes"),
                            InstanceMethod<&EpochSource::Close>("close")}));
@@ -186,7 +188,7 @@ Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
   });
 }
 
-// commit({generation, cutAtWallMs, cutAtNs: bigint}, deviceState: Buffer, resident: {ram, control, share} | null,
+// commit({generation, cutAtWallMs, cutAtNs: bigint, holdsOutput?}, deviceState: Buffer, resident: {ram, control, share} | null,
 //        twins: DiskTwin[])
 Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
@@ -200,6 +202,7 @@ Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
         static_cast<uint32_t>(WholeNumber(when.Get("generation"), 0, UINT32_MAX, "commit", usage)),
         WholeNumber(when.Get("cutAtWallMs"), 0, 9007199254740991.0, "commit", usage),
         when.Get("cutAtNs").As<Napi::BigInt>().Int64Value(&lossless),
+        when.Get("holdsOutput").ToBoolean(),
     };
     // Copied: JavaScript may write its buffer, or let it go, before the worker is done.
     const auto device = info[1].As<Napi::Buffer<uint8_t>>();
@@ -250,6 +253,20 @@ Napi::Value EpochSource::Scrub(const Napi::CallbackInfo& info) {
         result.Set("suspectPages", static_cast<double>(stats.suspectPages));
         return result;
       };
+    };
+  });
+}
+
+// awaitCount(offset, wanted, timeoutMs): whether the counter got there
+Napi::Value EpochSource::AwaitCount(const Napi::CallbackInfo& info) {
+  return Run(info.Env(), [&] {
+    const char* const usage = "awaitCount(offset, wanted, timeoutMs)";
+    const auto offset = static_cast<size_t>(WholeNumber(info[0], 0, 9007199254740991.0, "awaitCount", usage));
+    const auto wanted = static_cast<uint16_t>(WholeNumber(info[1], 0, UINT16_MAX, "awaitCount", usage));
+    const int64_t timeoutNs = WholeNumber(info[2], 0, 1000, "awaitCount", usage) * 1000000;
+    return [buffer = buffer_, offset, wanted, timeoutNs]() -> Worker::Finish {
+      const bool came = buffer->AwaitCount(offset, wanted, timeoutNs);
+      return [came](Napi::Env env) { return Napi::Boolean::New(env, came); };
     };
   });
 }

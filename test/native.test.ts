@@ -117,6 +117,9 @@ describe('arguments of a wrong type are errors with a code, and nothing else', (
     'rewind(epoch)': (v) => source.rewind(any(v), null),
     'scrub(first)': (v) => source.scrub(any(v), 1),
     'scrub(count)': (v) => source.scrub(0, any(v)),
+    'awaitCount(offset)': (v) => source.awaitCount(any(v), 0, 0),
+    'awaitCount(wanted)': (v) => source.awaitCount(0, any(v), 0),
+    'awaitCount(timeoutMs)': (v) => source.awaitCount(0, 0, any(v)),
   };
   function fail(): never {
     throw Object.assign(new Error('left out: this type is right'), { code: 'RIGHT', syscall: '-' });
@@ -239,6 +242,49 @@ describe('a process by its handle', () => {
       await sleep(50);
       expect(calls).toBe(0);
     }
+  });
+});
+
+describe('a counter in the memory of a guest', () => {
+  const AT = 2 * PAGE - 2;
+  let ram: GuestRam;
+  let source: EpochSource;
+  const count = (value: number) => writeSync(ram.fd, Buffer.from([value & 0xff, value >> 8]), 0, 2, AT);
+  beforeAll(async () => {
+    ram = new GuestRam('counted', 2 * PAGE);
+    source = checksumSource(ram, await images.create(2 * PAGE));
+  });
+  afterAll(() => {
+    source.close();
+    ram.close();
+  });
+
+  test.each([
+    [0, 1, 1],
+    [5, 9, 12],
+    [0xfffe, 2, 2],
+    [0xffff, 0, 40],
+    [0x1234, 0x1233, 0x1234],
+  ])('of %d is awaited until it is %d or, having gone round, more: %d', async (from, wanted, to) => {
+    count(from);
+    const early = await source.awaitCount(AT, wanted, 3);
+    expect(early).toBe(from === to);
+    const awaited = source.awaitCount(AT, wanted, 1000);
+    count(to);
+    expect(await awaited).toBe(true);
+  });
+
+  test('takes no memory to look at, and is nowhere but in the memory', async () => {
+    const empty = new GuestRam('empty', 2 * PAGE);
+    const other = checksumSource(empty, await images.create(2 * PAGE));
+    expect([await other.awaitCount(AT, 1, 2), empty.residentBytes()]).toEqual([false, 0]);
+    for (const offset of [AT + 1, 2 * PAGE, 2 ** 50])
+      expect(await rejection(other.awaitCount(offset, 1, 0))).toMatchObject(failure('ERR_OUT_OF_RANGE'));
+    const awaited = other.awaitCount(AT, 1, 500);
+    expect(await rejection(other.awaitCount(AT, 1, 0))).toMatchObject(failure('ERR_BUSY'));
+    expect(await awaited).toBe(false);
+    other.close();
+    empty.close();
   });
 });
 
@@ -366,6 +412,26 @@ describe('a QEMU', () => {
       expect([...codes]).toEqual([['ERR_VM_DEAD', KILLS]]);
     },
   );
+
+  test('that has died leaves its last epoch, but not one that held what it had sent', async () => {
+    const qemu = await qemus.launch();
+    const { ram, control, pid } = qemu;
+    const { native: image } = await images.create(ram.bytes);
+    const source = new EpochSource({ ram, control, pid, tracking: 'write', image });
+    const when = { generation: 0, cutAtWallMs: 0, cutAtNs: 0n };
+    await source.sync();
+    expect(await source.commit({ ...when, holdsOutput: true }, Buffer.from('alive'), null)).toMatchObject({ epoch: 1 });
+    writeSync(ram.fd, Buffer.alloc(MIB, 7), 0, MIB, 0);
+    await source.collect({ urgent: true });
+    qemu.kill();
+    await until('its death', () => control.read().alive === false);
+    const held = await rejection(source.commit({ ...when, holdsOutput: true }, Buffer.from('held'), null));
+    expect(held).toMatchObject(failure('ERR_VM_DEAD'));
+    expect(image.describe().headEpoch).toBe(1);
+    expect(await source.commit(when, Buffer.from('async'), null)).toMatchObject({ epoch: 2 });
+    source.close();
+    await qemu.dispose();
+  });
 
   /** Ends by the failure of a pass. */
   async function passesUntilFailure(source: EpochSource, qemu: QemuProcess): Promise<never> {

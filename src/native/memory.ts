@@ -116,6 +116,11 @@ export interface EpochCut {
   generation: number;
   cutAtWallMs: number;
   cutAtNs: bigint;
+  /**
+   * What the guest has sent since the epoch before is held in its QEMU for this one: with ERR_VM_DEAD it is not committed
+   * once that has died. Its guest believes that it has sent, and would say so again only when its time runs out.
+   */
+  holdsOutput?: boolean;
 }
 
 /** A waiting QEMU whose RAM commits fill, up to a share of 0 to 1, and keep fresh. */
@@ -160,6 +165,12 @@ export interface EpochSource {
   rewind(epoch: number, resident: ResidentRam | null, twins?: readonly DiskTwin[]): Promise<void>;
   /** Compares so many pages of twins with the image and mends them. @returns how many are left to compare */
   advanceTwins(twins: readonly DiskTwin[], pages: number): Promise<number>;
+  /**
+   * Waits until a counter of 16 bits, which goes round, at `offset` of the guest's RAM has reached `wanted`; looks every
+   * 0.1 ms, where a timer of the event loop has whole ones. @returns false after `timeoutMs`, 1000 at most, or when the
+   * process has died. Rejects with ERR_OUT_OF_RANGE
+   */
+  awaitCount(offset: number, wanted: number, timeoutMs: number): Promise<boolean>;
   /** Memory that this source takes, but for the image's. An estimate while an operation is under way. @throws ERR_CLOSED */
   memoryBytes(): number;
   /** Forgets what was staged; the next epoch collects it again. */

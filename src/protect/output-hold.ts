@@ -186,8 +186,17 @@ export class OutputHold {
     this.sentLast = sent;
     if (sent === this.sentAtCut) return null;
     this.firstSentMs ??= nowMs;
-    const complete = this.sentExpected !== null && ((sent - this.sentExpected) & COUNTER_MASK) <= COUNTER_MASK / 2;
-    return { oldestMs: nowMs - this.firstSentMs, newestMs: nowMs - this.lastSentMs, complete };
+    return { oldestMs: nowMs - this.firstSentMs, newestMs: nowMs - this.lastSentMs, complete: this.isComplete(sent) };
+  }
+
+  /** The counter in the guest's RAM that says when all are answered who were at the last commit, if it does not yet. */
+  expected(): { offset: number; count: number } | null {
+    if (this.sent === null || this.sentExpected === null || this.isComplete(this.sent.read())) return null;
+    return { offset: this.sent.offset, count: this.sentExpected };
+  }
+
+  private isComplete(sent: number): boolean {
+    return this.sentExpected !== null && ((sent - this.sentExpected) & COUNTER_MASK) <= COUNTER_MASK / 2;
   }
 
   /** How long the guest has sent nothing. */

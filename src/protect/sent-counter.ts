@@ -20,7 +20,8 @@ export class SentCounter {
 
   constructor(
     private readonly fd: number,
-    private readonly offset: number,
+    /** In the guest's RAM. */
+    readonly offset: number,
   ) {}
 
   /** The same in another QEMU with the same guest. */
