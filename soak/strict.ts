@@ -71,7 +71,11 @@ class StrictSoak {
     const { manager, options } = this;
     const vm = await manager.runVm({ ...options.vm, name: NAME, mode: 'strict', shadow: { kind: 'always' } });
     const host = vm.address as string;
-    await manager.port.guestExec(NAME, `(sleep 1000000 | nc -l -p ${STREAM_PORT} | sha256sum > /dev/shm/sum) &`);
+    const listens = `grep -q ':${STREAM_PORT.toString(16).toUpperCase()} .* 0A ' /proc/net/tcp /proc/net/tcp6`;
+    await manager.port.guestExec(
+      NAME,
+      `(sleep 1000000 | nc -l -p ${STREAM_PORT} | sha256sum > /dev/shm/sum) & until ${listens}; do sleep 0.1; done`,
+    );
     manager.events.follow(({ type }) => {
       if (type === 'strict.suspended') this.suspensions++;
     });
