@@ -12,7 +12,6 @@
 #define _GNU_SOURCE
 #include "disk-watch.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -20,6 +19,8 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#include "interpose.h"
 
 #define PAGE_BYTES 4096u
 #define PAGE_SHIFT 12u
@@ -120,12 +121,6 @@ static uint64_t bytes_of(const struct iovec *parts, int n) {
   for (int i = 0; i < n; i++) bytes += parts[i].iov_len;
   return bytes;
 }
-
-// What stands behind ours. Several threads may find out at once: they find the same.
-#define REAL(name) \
-  static typeof(name) *real; \
-  if (real == NULL) real = (typeof(name) *)dlsym(RTLD_NEXT, #name)
-#define EXPORT __attribute__((visibility("default")))
 
 #define READ(name, offset_type) \
   EXPORT ssize_t name(int fd, void *data, size_t bytes, offset_type offset) { \

@@ -5,7 +5,6 @@
 // What was read ahead has to be told of by poll() as well. So only sockets are read ahead that a thread waits for by poll(),
 // as glib's loop does, in which the monitors are; QEMU's own loops use ppoll().
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -13,14 +12,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "interpose.h"
+
 #define MONITORS_MAX 2  // the manager's and the shim's own
 #define BYTES_MAX 1024
 #define POLLED_MAX 8
-
-#define EXPORT __attribute__((visibility("default")))
-#define REAL(name) \
-  static typeof(name) *real; \
-  if (real == NULL) real = (typeof(name) *)dlsym(RTLD_NEXT, #name)
 
 // Of one socket. Only the thread that waits for it uses what it holds.
 struct ahead {

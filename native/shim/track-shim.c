@@ -1,10 +1,11 @@
-// Preloaded into QEMU (LD_PRELOAD). It does four things that only code inside the process can do:
+// Preloaded into QEMU (LD_PRELOAD). It does five things that only code inside the process can do:
 //
 //  1. registers the mapping of the guest's RAM with userfaultfd in asynchronous write-protect mode, so that the manager
 //     can ask the kernel which pages were written (PAGEMAP_SCAN) with no handler standing in the guest's way;
 //  2. holds a robust futex in the control page, so that the manager learns of the process's death in microseconds;
 //  3. stands in for a manager that died (guard.c);
-//  4. marks what is written to the guest's disks, and counts what the guest reads and writes of them (disk-watch.c).
+//  4. marks what is written to the guest's disks, and counts what the guest reads and writes of them (disk-watch.c);
+//  5. reads the monitors' commands ahead for QEMU, which takes them byte by byte (read-ahead.c).
 //
 // The alternative, KVM's or QEMU's own dirty log, is readable only through QEMU itself (a migration), which stops far
 // longer and exists for one migration at a time.
@@ -29,6 +30,7 @@
 
 #include "disk-watch.h"
 #include "guard.h"
+#include "interpose.h"
 #include "kernel-abi.h"
 
 static struct shadowvm_control *control;
@@ -106,7 +108,6 @@ static void *map(const char *name, void *address, size_t bytes, int prot, int fl
   return base;
 }
 
-#define EXPORT __attribute__((visibility("default")))
 EXPORT void *mmap(void *a, size_t n, int p, int f, int fd, off_t o) { return map("mmap", a, n, p, f, fd, o); }
 EXPORT void *mmap64(void *a, size_t n, int p, int f, int fd, off64_t o) { return map("mmap64", a, n, p, f, fd, o); }
 
