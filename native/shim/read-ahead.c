@@ -30,8 +30,8 @@ static struct ahead aheads[MONITORS_MAX];
 // What this thread's last poll() that asked the kernel waited for, and found.
 static _Thread_local struct pollfd polled[POLLED_MAX];
 static _Thread_local nfds_t polled_count;
-// The thread has called itself since: it will look, whoever calls again.
-static _Thread_local int called;
+// By this the thread has called itself since then: it will look, however often it calls.
+static _Thread_local int called = -1;
 
 static struct ahead *ahead_of(int fd) {
   for (int i = 0; i < MONITORS_MAX; i++)
@@ -58,7 +58,7 @@ EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout_ms) {
     for (nfds_t other = 0; other < count; other++) fds[other].revents = other == i ? POLLIN : 0;
     return 1;
   }
-  called = 0;
+  called = -1;
   const int ready = real(fds, count, timeout_ms);
   polled_count = ready > 0 && count <= POLLED_MAX ? count : 0;
   for (nfds_t i = 0; i < polled_count; i++) polled[i] = fds[i];

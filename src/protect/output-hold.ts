@@ -118,7 +118,6 @@ export class OutputHold {
     this.holds.push({ id, madeAtMs: monotonicMs(), mark: this.trail?.mark() ?? 0 });
     sent.catch((error: unknown) => {
       if (this.closed || this.qemu.hasDied) return;
-      this.holds = this.holds.filter((hold) => hold.id !== id);
       this.suspend(`QEMU can not hold its packets: ${messageOf(error)}`);
     });
     return id;
