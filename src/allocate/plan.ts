@@ -154,18 +154,35 @@ function decide(needs: readonly VmNeed[], { resource, wishes, now, whole, step }
     const asked = held === null ? wanted : Math.min(wanted, Math.max(free, least));
     return { least, due: Math.min(asked, Math.max(due, least)), wanted: asked, weight };
   });
-  const granted = short ? divideTwice(claims, whole) : counted;
+  const targets = (granted: readonly number[]) =>
+    wishes.map(({ least, wanted }, i) => {
+      const lowest = Math.ceil(Math.min(least, wanted) / step - 1e-6) * step;
+      const to = Math.min(wanted, Math.max(lowest, Math.floor(granted[i]! / step + 1e-6) * step));
+      return { to, cut: to < Math.floor(wanted / step) * step };
+    });
+  // Crumbs of what is short are not worth a change.
+  const isCrumb = ({ to, cut }: { to: number; cut: boolean }, i: number) =>
+    cut && wishes[i]!.cause !== 'pressure' && Math.abs(to - now[i]!) <= CUT_WORTH * now[i]!;
+  let decided = targets(short ? divideTwice(claims, whole) : counted);
+  // Who keeps a crumb has it: the others divide what is left.
+  for (let kept = 0, keeping = -1; short && kept !== keeping; ) {
+    keeping = kept;
+    decided.forEach((each, i) => {
+      const has = now[i]!;
+      if (!isCrumb(each, i) || each.to >= has || claims[i]!.least === has) return;
+      claims[i] = { ...claims[i]!, least: has, due: has, wanted: has };
+      kept++;
+    });
+    decided = targets(divideTwice(claims, whole));
+  }
   return needs.flatMap((need, i) => {
-    const { held, least, due, wanted, why, cause, forecast } = wishes[i]!;
+    const { held, due, why, cause, forecast } = wishes[i]!;
+    const { to, cut } = decided[i]!;
     const from = now[i]!;
-    const lowest = Math.ceil(Math.min(least, wanted) / step - 1e-6) * step;
-    const to = Math.min(wanted, Math.max(lowest, Math.floor(granted[i]! / step + 1e-6) * step));
     if (to === from || held === 'unknown' || (held === 'cools' && !pressed) || (held === 'small' && !short)) return [];
     // Who has what is expected needs no more of what is short: parts move each second, and a change begins a cool-down.
     if (short && cause !== 'pressure' && to > from && from >= due) return [];
-    const cut = to < Math.floor(wanted / step) * step;
-    // Crumbs of what is short are not worth a change.
-    if (cut && cause !== 'pressure' && Math.abs(to - from) <= CUT_WORTH * from) return [];
+    if (isCrumb(decided[i]!, i)) return [];
     const told = cut ? `${why}; the host has no more for it` : why;
     const because = cut && to < from ? 'capacity' : cause;
     return [{ vm: need.vm, resource, from, to, cause: because, why: told, forecast }];
