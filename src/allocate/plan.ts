@@ -165,16 +165,15 @@ function decide(needs: readonly VmNeed[], { resource, wishes, now, whole, step }
     cut && wishes[i]!.cause !== 'pressure' && Math.abs(to - now[i]!) <= CUT_WORTH * now[i]!;
   let decided = targets(short ? divideTwice(claims, whole) : counted);
   // Who keeps a crumb has it: the others divide what is left.
-  for (let kept = 0, keeping = -1; short && kept !== keeping; ) {
-    keeping = kept;
-    decided.forEach((each, i) => {
-      const has = now[i]!;
-      if (!isCrumb(each, i) || each.to >= has || claims[i]!.least === has) return;
-      claims[i] = { ...claims[i]!, least: has, due: has, wanted: has };
-      kept++;
-    });
-    decided = targets(divideTwice(claims, whole));
-  }
+  const keepCrumbs = (): boolean => {
+    const has = (i: number) => ({ least: now[i]!, due: now[i]!, wanted: now[i]! });
+    const isNew = (each: (typeof decided)[number], i: number) =>
+      isCrumb(each, i) && each.to < now[i]! && claims[i]!.least !== now[i]!;
+    const crumbs = decided.flatMap((each, i) => (isNew(each, i) ? [i] : []));
+    for (const i of crumbs) claims[i] = { ...claims[i]!, ...has(i) };
+    return crumbs.length > 0;
+  };
+  while (short && keepCrumbs()) decided = targets(divideTwice(claims, whole));
   return needs.flatMap((need, i) => {
     const { held, due, why, cause, forecast } = wishes[i]!;
     const { to, cut } = decided[i]!;
