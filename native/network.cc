@@ -139,13 +139,25 @@ Napi::Value SetMac(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// createTap(ifname, ownerUid): void. Persistent, so that it outlives this call and the manager; owned by ownerUid, so
-// that an unprivileged QEMU may attach to it by name. @throws EEXIST when an interface of the name exists
+// Returns 0 or an errno. By sysfs, which takes one write.
+int WriteAlias(const std::string& name, const std::string& alias) {
+  const std::string path = "/sys/class/net/" + name + "/ifalias";
+  const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return errno;
+  const int number = write(fd, alias.data(), alias.size()) < 0 ? errno : 0;
+  close(fd);
+  return number;
+}
+
+// createTap(ifname, ownerUid, alias): void. Persistent, so that it outlives this call and the manager; owned by ownerUid,
+// so that an unprivileged QEMU may attach to it by name. It has its alias before it is persistent: a manager that is
+// killed in here leaves no tap that nobody knows. @throws EEXIST when an interface of the name exists
 Napi::Value CreateTap(const Napi::CallbackInfo& info) {
-  const char* usage = "createTap(ifname, ownerUid)";
+  const char* usage = "createTap(ifname, ownerUid, alias)";
   const std::string name = NameArgument(info, 0, usage);
   // -1 (0xffffffff) means "no owner" to the kernel: anybody with CAP_NET_ADMIN only. Not offered.
   const uint32_t ownerUid = NumberArgument(info, 1, usage, 0, 4294967294.0);
+  const std::string alias = TextArgument(info, 2, usage);
   Napi::Env env = info.Env();
   const int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
   if (fd < 0) throw ErrnoError(env, errno, "open", "/dev/net/tun");
@@ -158,6 +170,10 @@ Napi::Value CreateTap(const Napi::CallbackInfo& info) {
   if (number == 0) {
     step = "TUNSETOWNER";
     number = ioctl(fd, TUNSETOWNER, static_cast<unsigned long>(ownerUid)) == 0 ? 0 : errno;
+  }
+  if (number == 0) {
+    step = "write the alias";
+    number = WriteAlias(name, alias);
   }
   if (number == 0) {
     step = "TUNSETPERSIST";

@@ -220,7 +220,7 @@ describe.skipIf(!permitted.ok)('network', () => {
       const inner = `v${tap.slice(2)}`;
       ip('netns', 'add', namespace);
       network.prepareTap(tap, 0);
-      native.createTap(inner, 0);
+      native.createTap(inner, 0, '');
       const netdevs = [tap, inner].flatMap((name, i) => [
         ...['-netdev', `tap,id=t${i},ifname=${name},script=no,downscript=no,vhost=off`],
         ...['-netdev', `hubport,id=h${i},hubid=0,netdev=t${i}`],
@@ -359,7 +359,7 @@ describe('the addon’s boundary', () => {
       () => native.setAddress(bad, '10.0.0.1', 24),
       () => native.setUp(bad, true),
       () => native.setMac(bad, '52:54:00:00:00:01'),
-      () => native.createTap(bad, 0),
+      () => native.createTap(bad, 0, ''),
       () => native.deleteTap(bad),
       () => native.addToBridge(bad, 'lo'),
       () => native.addToBridge('lo', bad),
@@ -401,7 +401,7 @@ describe('the addon’s boundary', () => {
   );
 
   test.each([-1, 0.5, 2 ** 32 - 1, 2 ** 32, Number.NaN])('%d is not an owner', (uid) =>
-    expect(() => native.createTap('svtnever', uid)).toThrow(RangeError),
+    expect(() => native.createTap('svtnever', uid, '')).toThrow(RangeError),
   );
 
   test('what is no tap is not deleted as one, what is no bridge not as one', () => {
@@ -410,15 +410,27 @@ describe('the addon’s boundary', () => {
     expect(() => native.deleteTap('svtnever')).toThrow(expect.objectContaining({ code: 'ENODEV' }));
   });
 
-  test('an existing tap is not taken over', () => {
+  test('a tap has its alias before it lasts', () => {
     const name = tapName(TAG, 3, 'p');
-    native.createTap(name, 0);
+    expect(() => native.createTap(name, 0, 'x'.repeat(256))).toThrow(expect.objectContaining({ code: 'EINVAL' }));
+    expect(native.interfaceExists(name)).toBe(false);
+    native.createTap(name, 0, 'of the test');
     try {
-      expect(() => native.createTap(name, 0)).toThrow(expect.objectContaining({ code: 'EEXIST' }));
+      expect(readFileSync(`/sys/class/net/${name}/ifalias`, 'utf8')).toBe('of the test\n');
     } finally {
       native.deleteTap(name);
     }
-    expect(() => native.createTap('lo', 0)).toThrow(expect.objectContaining({ code: 'EEXIST' }));
+  });
+
+  test('an existing tap is not taken over', () => {
+    const name = tapName(TAG, 3, 'p');
+    native.createTap(name, 0, '');
+    try {
+      expect(() => native.createTap(name, 0, '')).toThrow(expect.objectContaining({ code: 'EEXIST' }));
+    } finally {
+      native.deleteTap(name);
+    }
+    expect(() => native.createTap('lo', 0, '')).toThrow(expect.objectContaining({ code: 'EEXIST' }));
   });
 });
 

@@ -29,7 +29,7 @@ export interface NativeNetwork {
   setAddress(name: string, address: string, prefixLength: number): void;
   setUp(name: string, up: boolean): void;
   setMac(name: string, mac: string): void;
-  createTap(name: string, ownerUid: number): void;
+  createTap(name: string, ownerUid: number, alias: string): void;
   deleteTap(name: string): void;
   addToBridge(bridge: string, name: string): void;
   removeFromBridge(bridge: string, name: string): void;

@@ -116,7 +116,7 @@ export class Network {
     if (!exists) attempt(attempted, bridge, () => native.createBridge(bridge));
     try {
       attempt(attempted, bridge, () => {
-        if (!exists) mark(bridge, options.stateDir);
+        if (!exists) writeFileSync(aliasPath(bridge), markOf(options.stateDir));
         network.#configureBridge();
       });
     } catch (error) {
@@ -163,10 +163,9 @@ export class Network {
         });
       this.deleteTap(tap);
     }
-    attempt(attempted, tap, () => native.createTap(tap, ownerUid));
+    attempt(attempted, tap, () => native.createTap(tap, ownerUid, markOf(this.#stateDir)));
     try {
       attempt(attempted, tap, () => {
-        mark(tap, this.#stateDir);
         silenceIpv6(tap);
         // The tap keeps the random MAC it was born with: with the guest's, the bridge would take the guest's frames
         // for the host's own.
@@ -312,7 +311,7 @@ function tryTaps(): TapsPermitted {
     native.createBridge(bridge);
     undo.push(() => native.deleteBridge(bridge));
     step = 'make a tap';
-    native.createTap(tap, 0);
+    native.createTap(tap, 0, '');
     undo.push(() => native.deleteTap(tap));
     step = 'add a tap to a bridge';
     native.addToBridge(bridge, tap);
@@ -400,9 +399,7 @@ const MARK = /^shadowvm ([0-9a-f]+)(?: (.+))?$/s;
 const aliasPath = (name: string): string => `/sys/class/net/${name}/ifalias`;
 
 /** The tag is what counts; the path tells people whose it is, at most STATE_PATH_BYTES_MAX of an alias's 255 bytes. */
-function mark(name: string, stateDir: string): void {
-  writeFileSync(aliasPath(name), `shadowvm ${stateTag(stateDir)} ${stateDir}`);
-}
+const markOf = (stateDir: string): string => `shadowvm ${stateTag(stateDir)} ${stateDir}`;
 
 function readMark(name: string): { tag: string; stateDir: string | undefined } | null {
   let alias: string;
