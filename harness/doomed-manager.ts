@@ -3,7 +3,8 @@
  * Its task is its only argument, as JSON; it says in one line of JSON which QEMU it has, and works until its end.
  */
 import { readFileSync } from 'node:fs';
-import { GuestRam } from '../src/native/memory.js';
+import { ShadowImage } from '../src/native/image.js';
+import { EpochSource, GuestRam } from '../src/native/memory.js';
 import { Pager, RamPageSource } from '../src/native/pager.js';
 import { type AdoptOptions, type LaunchOptions, QemuProcess } from '../src/qemu/process.js';
 
@@ -20,6 +21,13 @@ export type DoomedTask =
       /** Stops the guest and lets it go, as often as it can. */
       kind: 'pause';
       adopt: AdoptOptions;
+    }
+  | {
+      /** Collects what the guest writes, while it stands, as often as it can; says with which codes that failed. */
+      kind: 'collect';
+      adopt: AdoptOptions;
+      /** A folder for its image. */
+      imagePath: string;
     };
 
 const task = JSON.parse(process.argv[2] as string) as DoomedTask;
@@ -37,6 +45,16 @@ if (task.kind === 'fill') {
   await qemu.qmp.execute('cont');
   say(pid);
   await filled;
+} else if (task.kind === 'collect') {
+  const { vm, pid, control, ram } = await QemuProcess.adopt(task.adopt);
+  const image = await ShadowImage.create(task.imagePath, { vm, ramBytes: ram.bytes });
+  const source = new EpochSource({ ram, control, pid, tracking: 'write', image: image.native });
+  await source.sync();
+  say(pid);
+  for (;;) {
+    await source.collectPaused({ timeoutMs: 2000 }).catch(({ code }: { code: string }) => console.log(code));
+    await source.abort();
+  }
 } else {
   const qemu = await QemuProcess.adopt(task.adopt);
   for (let pauses = 0; ; pauses++) {

@@ -10,6 +10,8 @@
 #include <algorithm>
 
 #include "addon.h"
+#include "fault_point.h"
+#include "guest_pause.h"
 
 // The share of the RAM that the staging area may hold before it is compressed into the record, and keeps between epochs
 // so that a pause does not pay for page faults. A shadow is to cost 1 % in all.
@@ -134,6 +136,24 @@ PassStats EpochBuffer::Collect(const ScanOptions& options) {
   return stats;
 }
 
+PauseStats EpochBuffer::CollectPaused(const PauseOptions& options) {
+  PauseStats stats;
+  const int64_t askedNs = ClockNs(CLOCK_MONOTONIC);
+  GuestPause pause(*control_, options.timeoutNs);
+  pause.Stop(options.hold);
+  FaultPoint("pause", 1);
+  if (options.countOffset) stats.count = ReadCount(*options.countOffset);
+  stats.pass = Collect({true, options.pagesMax});
+  FaultPoint("pause", 2);
+  pause.LetGo();
+  const shadowvm_pause& told = control_->page()->pause;
+  stats.cutAtNs = told.cut_at_ns;
+  stats.cutAtWallNs = told.cut_at_wall_ns;
+  stats.holdFailed = options.hold >= 0 && told.hold_failed != 0;
+  stats.pausedNs = ClockNs(CLOCK_MONOTONIC) - askedNs;
+  return stats;
+}
+
 ScanResult EpochBuffer::CollectWritten(const ScanOptions& options, PassStats* stats) {
   try {
     return tracker_->ScanAndRearm(options, [&](size_t first, size_t end) { StageRun(first, end, stats); });
@@ -251,15 +271,19 @@ ScrubStats EpochBuffer::Scrub(size_t firstPage, size_t count) {
 
 // ---- Waiting ----
 
+// By the file and not by the mapping, where an absent page would be made one.
+uint16_t EpochBuffer::ReadCount(size_t offset) const {
+  uint16_t count = 0;
+  if (offset > source_->bytes - sizeof count) throw Failure{"ERR_OUT_OF_RANGE", "pread", "the VM has no such memory"};
+  if (pread(source_->fd, &count, sizeof count, static_cast<off_t>(offset)) != sizeof count)
+    throw ErrnoFailure(errno, "pread", "guest RAM");
+  return count;
+}
+
 bool EpochBuffer::AwaitCount(size_t offset, uint16_t wanted, int64_t timeoutNs) const {
-  if (offset > source_->bytes - sizeof wanted) throw Failure{"ERR_OUT_OF_RANGE", "awaitCount", "the VM has no such memory"};
   const int64_t untilNs = ClockNs(CLOCK_MONOTONIC) + timeoutNs;
   for (;;) {
-    uint16_t count = 0;
-    // By the file and not by the mapping, where an absent page would be made one.
-    if (pread(source_->fd, &count, sizeof count, static_cast<off_t>(offset)) != sizeof count)
-      throw ErrnoFailure(errno, "pread", "guest RAM");
-    if (static_cast<int16_t>(count - wanted) >= 0) return true;
+    if (static_cast<int16_t>(ReadCount(offset) - wanted) >= 0) return true;
     if (control_->dead() || ClockNs(CLOCK_MONOTONIC) >= untilNs) return false;
     const struct timespec pause = {0, kCountLookNs};
     nanosleep(&pause, nullptr);

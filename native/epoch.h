@@ -24,6 +24,22 @@ struct PassStats {
   int64_t cpuNs = 0;
 };
 
+struct PauseOptions {
+  size_t pagesMax = 0;  // as in ScanOptions
+  int hold = -1;        // to be switched on before the guest runs again
+  std::optional<size_t> countOffset;  // of a counter in the guest's memory that is read while it stands
+  int64_t timeoutNs = 0;
+};
+
+struct PauseStats {
+  PassStats pass;
+  int64_t cutAtNs = 0;  // CLOCK_MONOTONIC
+  int64_t cutAtWallNs = 0;
+  int64_t pausedNs = 0;  // from the order to stop to the end of it all
+  uint16_t count = 0;
+  bool holdFailed = false;
+};
+
 struct EpochStats {
   uint64_t epoch = 0;
   uint64_t changedPages = 0;  // in this epoch's record
@@ -87,6 +103,9 @@ class EpochBuffer {
   // Urgent: the guest stands still, and nothing is compressed meanwhile. The options matter to a tracker only: checksums
   // are always of all pages, by one thread.
   PassStats Collect(const ScanOptions& options);
+  // Pauses the guest, and collects meanwhile, urgently. Throws as Collect() and GuestPause do; the guest runs again, or its
+  // QEMU knows that it is to.
+  PauseStats CollectPaused(const PauseOptions& options);
   // Throws what the image throws (no space, full), with the image as it was and the pages left for the next epoch.
   // Memory, devices and disks are in one record, or nothing is. The twins are files that follow the image.
   // ERR_VM_DEAD for an epoch that holds output of a process that has died: its guest believes that it has sent.
@@ -137,6 +156,7 @@ class EpochBuffer {
   bool MayGrow(const Resident& resident) const;
   void Install(const Resident& resident, size_t page, const uint8_t* content);
   void ThrowUnlessAlive() const;
+  uint16_t ReadCount(size_t offset) const;
   void ResetStaging();
 
   const std::shared_ptr<SharedMemory> source_;

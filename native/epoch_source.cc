@@ -18,6 +18,7 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value Follow(const Napi::CallbackInfo& info);
   Napi::Value AttachDisks(const Napi::CallbackInfo& info);
   Napi::Value Collect(const Napi::CallbackInfo& info);
+  Napi::Value CollectPaused(const Napi::CallbackInfo& info);
   Napi::Value Commit(const Napi::CallbackInfo& info);
   Napi::Value Rewind(const Napi::CallbackInfo& info);
   Napi::Value AdvanceTwins(const Napi::CallbackInfo& info);
@@ -84,6 +85,7 @@ void EpochSource::Register(Napi::Env env, Napi::Object exports) {
                           {InstanceMethod<&EpochSource::Sync>("sync"), InstanceMethod<&EpochSource::Follow>("follow"),
                            InstanceMethod<&EpochSource::AttachDisks>("attachDisks"),
                            InstanceMethod<&EpochSource::Collect>("collect"),
+                           InstanceMethod<&EpochSource::CollectPaused>("collectPaused"),
                            InstanceMethod<&EpochSource::Commit>("commit"), InstanceMethod<&EpochSource::Scrub>("scrub"),
                            InstanceMethod<&EpochSource::Rewind>("rewind"),
                            InstanceMethod<&EpochSource::AdvanceTwins>("advanceTwins"),
@@ -184,6 +186,36 @@ Napi::Value EpochSource::Collect(const Napi::CallbackInfo& info) {
     return [buffer = buffer_, options]() -> Worker::Finish {
       const PassStats stats = buffer->Collect(options);
       return [stats](Napi::Env env) { return ToObject(env, stats); };
+    };
+  });
+}
+
+// collectPaused({timeoutMs, pagesMax?: number, hold?: number, countOffset?: number})
+Napi::Value EpochSource::CollectPaused(const Napi::CallbackInfo& info) {
+  return Run(info.Env(), [&] {
+    const char* const usage = "collectPaused({timeoutMs, pagesMax?, hold?, countOffset?})";
+    if (!info[0].IsObject()) throw MakeTypeError(info.Env(), "collectPaused", usage);
+    const Napi::Object given = info[0].As<Napi::Object>();
+    const auto number = [&](const char* name, double min, double max) {
+      return WholeNumber(given.Get(name), min, max, "collectPaused", usage);
+    };
+    PauseOptions options;
+    options.timeoutNs = number("timeoutMs", 1, 60'000) * 1000000;
+    if (!given.Get("pagesMax").IsUndefined()) options.pagesMax = static_cast<size_t>(number("pagesMax", 1, INT_MAX));
+    if (!given.Get("hold").IsUndefined()) options.hold = static_cast<int>(number("hold", 0, SHADOWVM_HOLDS_MAX - 1));
+    if (!given.Get("countOffset").IsUndefined())
+      options.countOffset = static_cast<size_t>(number("countOffset", 0, 9007199254740991.0));
+    return [buffer = buffer_, options]() -> Worker::Finish {
+      const PauseStats stats = buffer->CollectPaused(options);
+      return [stats](Napi::Env env) {
+        Napi::Object result = ToObject(env, stats.pass);
+        result.Set("cutAtNs", Napi::BigInt::New(env, stats.cutAtNs));
+        result.Set("cutAtMs", static_cast<double>(stats.cutAtWallNs / 1000000));
+        result.Set("pauseMs", static_cast<double>(stats.pausedNs) / 1e6);
+        result.Set("count", stats.count);
+        result.Set("holdFailed", stats.holdFailed);
+        return result;
+      };
     };
   });
 }

@@ -15,6 +15,7 @@
 
 #include "addon.h"
 #include "descriptor.h"
+#include "guest_pause.h"
 #include "page_states.h"
 
 static int64_t MonotonicNs() {
@@ -41,6 +42,7 @@ ControlPage::ControlPage(size_t ramBytes, const std::vector<int>& disks)
   page()->disks_offset = disksOffset_;
   page()->disk_count = static_cast<uint32_t>(disks.size());
   page()->marks_epoch = SHADOWVM_NO_MARKS;
+  page()->pause.hold = -1;
   for (size_t i = 0; i < disks.size(); i++) {
     struct stat st;
     if (fstat(disks[i], &st) != 0) throw ErrnoFailure(errno, "fstat", "a disk");
@@ -48,6 +50,8 @@ ControlPage::ControlPage(size_t ramBytes, const std::vector<int>& disks)
   }
   // Not blocking, for the shim as for us: the pipe is only ever looked at.
   if (pipe2(lifeline_, O_CLOEXEC | O_NONBLOCK) != 0) throw ErrnoFailure(errno, "pipe2", "lifeline");
+  bell_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (bell_ < 0) throw ErrnoFailure(errno, "eventfd", "bell");
 }
 
 std::shared_ptr<ControlPage> ControlPage::Adopt(int pid) {
@@ -66,12 +70,14 @@ std::shared_ptr<ControlPage> ControlPage::Adopt(int pid) {
   control->lifeline_[1] = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK);
   if (control->lifeline_[1] < 0) throw ErrnoFailure(errno, "open", "lifeline");
   control->Nudge();
+  control->bell_ = TakeDescriptor(pid, SHADOWVM_FD_BELL);
+  GuestPause::GiveUp(*control);  // what it was in the middle of: its guest runs on
   return control;
 }
 
 ControlPage::~ControlPage() {
-  for (const int end : lifeline_)
-    if (end >= 0) close(end);
+  for (const int fd : {lifeline_[0], lifeline_[1], bell_})
+    if (fd >= 0) close(fd);
 }
 
 // In an order that a death in the middle leaves unknown, and not wrong.
@@ -97,6 +103,11 @@ size_t ControlPage::IndexOfDisk(int fd) const {
 void ControlPage::Nudge() const {
   const char word = 0;
   (void)!write(lifeline_[1], &word, 1);  // full: then it will look anyway
+}
+
+void ControlPage::Ring() const {
+  const uint64_t one = 1;
+  (void)!write(bell_, &one, sizeof one);  // full: it has not looked yet, and will
 }
 
 // ---- DeathWatch ----
@@ -134,6 +145,9 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
       DefineClass(env, "QemuControl",
                   {StaticMethod<&QemuControl::Adopt>("adopt"), InstanceAccessor<&QemuControl::Fd>("fd"),
                    InstanceAccessor<&QemuControl::LifelineFd>("lifelineFd"),
+                   InstanceAccessor<&QemuControl::BellFd>("bellFd"),
+                   InstanceMethod<&QemuControl::ReleaseHolds>("releaseHolds"),
+                   InstanceMethod<&QemuControl::GivePauseUp>("givePauseUp"),
                    InstanceMethod<&QemuControl::Read>("read"),
                    InstanceMethod<&QemuControl::SetPausedForEpoch>("setPausedForEpoch"),
                    InstanceMethod<&QemuControl::SetMarked>("setMarked"),
@@ -202,7 +216,26 @@ Napi::Value QemuControl::LifelineFd(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), Open(info.Env()).lifelineFd());
 }
 
-// read(): {alive, tracking, errorCode, ramBytes, lazy, filled, pausedForEpoch, marked: {imageId, epoch}}; alive is
+Napi::Value QemuControl::BellFd(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), Open(info.Env()).bellFd());
+}
+
+// releaseHolds(bits): bit i for `hold<i>`: they are deleted, and their packets leave. 0 asks only.
+// Returns whether nothing is left to be released.
+Napi::Value QemuControl::ReleaseHolds(const Napi::CallbackInfo& info) {
+  const auto bits = static_cast<uint32_t>(
+      WholeNumber(info[0], 0, (1u << SHADOWVM_HOLDS_MAX) - 1, "qemuControl", "releaseHolds(bits)"));
+  const ControlPage& control = Open(info.Env());
+  if (bits == 0) return Napi::Boolean::New(info.Env(), __atomic_load_n(&control.page()->pause.release, __ATOMIC_SEQ_CST) == 0);
+  __atomic_fetch_or(&control.page()->pause.release, bits, __ATOMIC_SEQ_CST);
+  control.Ring();
+  return Napi::Boolean::New(info.Env(), false);
+}
+
+// givePauseUp(): whoever waits for a step of a pause does so no longer.
+void QemuControl::GivePauseUp(const Napi::CallbackInfo& info) { GuestPause::GiveUp(Open(info.Env())); }
+
+// read(): {alive, tracking, errorCode, ramBytes, lazy, filled, pausedForEpoch, servesPauses, marked: {imageId, epoch}}; alive is
 // null until the shim has reported, marked while it is not known.
 // lazy: the RAM is registered for missing pages, and needs a pager until it is filled.
 Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
@@ -219,6 +252,7 @@ Napi::Value QemuControl::Read(const Napi::CallbackInfo& info) {
   result.Set("lazy", Napi::Boolean::New(env, control.page()->lazy != 0 && control.page()->uffd >= 0));
   result.Set("filled", Napi::Boolean::New(env, control.page()->filled != 0));
   result.Set("pausedForEpoch", Napi::Boolean::New(env, control.page()->paused_for_epoch != 0));
+  result.Set("servesPauses", Napi::Boolean::New(env, control.servesPauses()));
   result.Set("marked", env.Null());
   const uint64_t epoch = __atomic_load_n(&control.page()->marks_epoch, __ATOMIC_SEQ_CST);
   if (epoch == SHADOWVM_NO_MARKS) return result;

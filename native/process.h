@@ -41,6 +41,11 @@ class ControlPage {
   int lifelineFd() const { return lifeline_[0]; }
   // Makes the shim look at what was changed in the page.
   void Nudge() const;
+  // To hand to QEMU: what makes its main loop look at the page's `pause`.
+  int bellFd() const { return bell_; }
+  void Ring() const;
+  // QEMU looks there at all.
+  bool servesPauses() const { return __atomic_load_n(&page()->pause.served, __ATOMIC_ACQUIRE) != 0; }
   uint32_t life() const { return __atomic_load_n(&page()->life, __ATOMIC_ACQUIRE); }
   bool born() const { return life() != 0; }
   // True as soon as the kernel has begun to end the process, and before its address space is torn down: whoever sees
@@ -52,6 +57,7 @@ class ControlPage {
   const std::shared_ptr<SharedMemory> memory_;
   const size_t disksOffset_;  // of our own: what QEMU writes into the page moves nothing
   int lifeline_[2] = {-1, -1};
+  int bell_ = -1;
 };
 
 // Calls a JavaScript function once, from a thread that waits for something.
@@ -83,6 +89,9 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
   static Napi::Value Adopt(const Napi::CallbackInfo& info);
   Napi::Value Fd(const Napi::CallbackInfo& info);
   Napi::Value LifelineFd(const Napi::CallbackInfo& info);
+  Napi::Value BellFd(const Napi::CallbackInfo& info);
+  Napi::Value ReleaseHolds(const Napi::CallbackInfo& info);
+  void GivePauseUp(const Napi::CallbackInfo& info);
   void SetPausedForEpoch(const Napi::CallbackInfo& info);
   void SetMarked(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);

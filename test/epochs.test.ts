@@ -49,7 +49,7 @@ async function expectGuestRuns(): Promise<void> {
   expect((await primary.qmp.execute('query-status')).running).toBe(true);
 }
 
-/** A primary of which one thing goes wrong. */
+/** A primary that is paused through its monitor, and of which one thing goes wrong. */
 function faulty(faults: {
   execute?: (command: string) => Promise<unknown> | null;
   saveDevices?: () => Promise<object>;
@@ -62,6 +62,7 @@ function faulty(faults: {
   });
   return Object.create(primary, {
     qmp: { value: qmp },
+    servesPauses: { value: false },
     ...(faults.saveDevices === undefined ? {} : { saveDevices: { value: faults.saveDevices } }),
   }) as QemuProcess;
 }

@@ -328,6 +328,7 @@ describe('a QEMU', () => {
       lazy: false,
       filled: false,
       pausedForEpoch: false,
+      servesPauses: true,
       marked: null,
     });
     const small = new GuestRam('small', PAGE);

@@ -5,15 +5,17 @@
 #pragma once
 #include <stdint.h>
 
-#define SHADOWVM_CONTROL_MAGIC 0x53564d31u /* "SVM1" */
+#define SHADOWVM_CONTROL_MAGIC 0x53564d32u /* "SVM2" */
 #define SHADOWVM_CONTROL_BYTES 4096u
 
 // File descriptors that the manager hands to QEMU, by number. src/qemu/process.ts uses the same numbers.
 #define SHADOWVM_FD_RAM 3
 #define SHADOWVM_FD_CONTROL 4
+#define SHADOWVM_FD_DEVICES 5   // where a device state is saved
 #define SHADOWVM_FD_LIFELINE 7  // read end of a pipe of which a manager has the other end for as long as it lives
 #define SHADOWVM_FD_RESCUE 8    // QEMU's end of a monitor; the shim opens it, and has the other end
-#define SHADOWVM_FD_DISKS 9     // from here on its disks, one after the other
+#define SHADOWVM_FD_BELL 9      // an eventfd: look at `pause` of the control page
+#define SHADOWVM_FD_DISKS 10    // from here on its disks, one after the other
 #define SHADOWVM_FD_FREE 64     // from here on nothing is handed over
 
 #define SHADOWVM_DISKS_MAX 4u
@@ -62,6 +64,32 @@ struct shadowvm_disk {
   struct shadowvm_disk_io io;
 };
 
+// How far the pause of an epoch is:
+//
+//   manager  ASKED                     COLLECTED
+//   QEMU             stop ─▶ STOPPED   save, wait   cont ─▶ OVER
+//
+// Either may give up on the other, each by a compare and swap: the guest runs on, and the epoch is none.
+enum shadowvm_pause_step {
+  SHADOWVM_PAUSE_OVER = 0,
+  SHADOWVM_PAUSE_ASKED = 1,
+  SHADOWVM_PAUSE_STOPPED = 2,
+  SHADOWVM_PAUSE_COLLECTED = 3,
+  SHADOWVM_PAUSE_GIVEN_UP = 4,
+};
+
+#define SHADOWVM_HOLDS_MAX 8u  // filter-buffers `hold0` to `hold7`, see src/protect/output-hold.ts
+struct shadowvm_pause {
+  uint32_t served;   // by the shim: QEMU looks here when the bell rings
+  uint32_t step;     // enum shadowvm_pause_step, and a futex
+  uint32_t release;  // a bit for each hold that is to be deleted, cleared when it is
+  int32_t hold;      // the one to be switched on in the pause, -1: none
+  uint32_t hold_failed;
+  int64_t cut_at_ns;  // CLOCK_MONOTONIC, once it stands still
+  int64_t cut_at_wall_ns;
+  char error[160];  // what went wrong in QEMU, "" if nothing
+};
+
 struct shadowvm_control {
   uint32_t magic;
   // Robust futex: the thread id of a thread in QEMU while QEMU lives. When the process dies for whatever reason, the
@@ -88,5 +116,6 @@ struct shadowvm_control {
   uint64_t marks_epoch;    // SHADOWVM_NO_MARKS: unknown
   char marks_image[32];    // its image's id
   uint32_t disks_watched;  // by the shim: it marks what QEMU writes to the disks
+  struct shadowvm_pause pause;
 };
 #define SHADOWVM_NO_MARKS UINT64_MAX

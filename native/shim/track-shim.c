@@ -1,11 +1,12 @@
-// Preloaded into QEMU (LD_PRELOAD). It does five things that only code inside the process can do:
+// Preloaded into QEMU (LD_PRELOAD). It does six things that only code inside the process can do:
 //
 //  1. registers the mapping of the guest's RAM with userfaultfd in asynchronous write-protect mode, so that the manager
 //     can ask the kernel which pages were written (PAGEMAP_SCAN) with no handler standing in the guest's way;
 //  2. holds a robust futex in the control page, so that the manager learns of the process's death in microseconds;
 //  3. stands in for a manager that died (guard.c);
 //  4. marks what is written to the guest's disks, and counts what the guest reads and writes of them (disk-watch.c);
-//  5. reads the monitors' commands ahead for QEMU, which takes them byte by byte (read-ahead.c).
+//  5. reads the monitors' commands ahead for QEMU, which takes them byte by byte (read-ahead.c);
+//  6. pauses the guest for an epoch, without a monitor (pause.c).
 //
 // The alternative, KVM's or QEMU's own dirty log, is readable only through QEMU itself (a migration), which stops far
 // longer and exists for one migration at a time.
@@ -32,6 +33,7 @@
 #include "guard.h"
 #include "interpose.h"
 #include "kernel-abi.h"
+#include "pause.h"
 
 static struct shadowvm_control *control;
 static int rescue = -1;
@@ -104,7 +106,10 @@ static void *map(const char *name, void *address, size_t bytes, int prot, int fl
   static mmap_function real;
   if (real == NULL) real = (mmap_function)dlsym(RTLD_NEXT, name);
   void *base = real(address, bytes, prot, flags, fd, offset);
-  if (base != MAP_FAILED && is_guest_ram(flags, prot, fd)) register_ram(base, bytes);
+  if (base != MAP_FAILED && is_guest_ram(flags, prot, fd)) {
+    register_ram(base, bytes);
+    serve_pauses(control);  // this is QEMU's main thread, which has its loop by now
+  }
   return base;
 }
 

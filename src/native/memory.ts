@@ -33,6 +33,8 @@ export interface ControlReading {
   /** A lazy RAM is complete: the shim answers for what is missing, which is zeros. */
   filled: boolean;
   pausedForEpoch: boolean;
+  /** Its QEMU can be told without its monitor: by `collectPaused` of an EpochSource, and `releaseHolds`. */
+  servesPauses: boolean;
   /** Everything is marked that was written to the disks since then; null while that is not known. */
   marked: MarkedEpoch | null;
 }
@@ -42,9 +44,18 @@ export interface QemuControl {
   readonly fd: number;
   /** To hand to QEMU: a pipe by which its shim learns of this process's death. */
   readonly lifelineFd: number;
+  /** To hand to QEMU: what makes its main loop look at this page. */
+  readonly bellFd: number;
   read(): ControlReading;
   /** True before a `stop`, false when `cont` was answered: should this process die between them, the shim lets the guest go. */
   setPausedForEpoch(paused: boolean): void;
+  /**
+   * Where it serves pauses: the filter-buffers `hold<i>`, of bit i, are deleted, and what they hold leaves.
+   * @returns whether none is left of all that were to be released: for 0, which asks only
+   */
+  releaseHolds(bits: number): boolean;
+  /** A `collectPaused` that is under way ends at once, with ERR_PAUSE, whatever became of its QEMU. */
+  givePauseUp(): void;
   /** The disks are what this epoch of the image holds, and were not written since. */
   setMarked(imageId: string, epoch: number): void;
   /** Before the start of the process: its RAM will be filled on demand. */
@@ -86,6 +97,29 @@ export interface CollectResult {
   ms: number;
   /** CPU time of the threads that did it. */
   cpuMs: number;
+}
+
+export interface PauseOptions {
+  /** For each: that the guest stands still, and that it runs again. 60,000 at most. */
+  timeoutMs: number;
+  /** As of `collect`. */
+  pagesMax?: number;
+  /** Of `hold<i>`: it holds what the guest sends after this pause. */
+  hold?: number;
+  /** Where in the guest's RAM a counter of 16 bits is to be read while it stands. */
+  countOffset?: number;
+}
+
+export interface PauseResult extends CollectResult {
+  /** The moment at which the guest stood still, CLOCK_MONOTONIC. */
+  cutAtNs: bigint;
+  /** The same by the host's wall clock. */
+  cutAtMs: number;
+  /** From the order to stop until it ran again. */
+  pauseMs: number;
+  /** 0 without a `countOffset`. */
+  count: number;
+  holdFailed: boolean;
 }
 
 export interface CommitResult {
@@ -152,6 +186,12 @@ export interface EpochSource {
    * matters only where writes are tracked.
    */
   collect(options?: { urgent?: boolean; pagesMax?: number }): Promise<CollectResult>;
+  /**
+   * Pauses the guest, has its devices saved, and collects meanwhile as with `urgent`. Without its monitor: only where
+   * QemuControl says that it serves pauses. Rejects with ERR_PAUSE when QEMU did not do so or not in time; it lets the
+   * guest go in any case.
+   */
+  collectPaused(options: PauseOptions): Promise<PauseResult>;
   /** Memory, devices and disks are in one record, or nothing is. `twins` follow the image. */
   commit(
     cut: EpochCut,

@@ -11,12 +11,12 @@
  * The passes before the pause are left out when the VM was quiet in the last epoch: a pass costs its scan of all the page
  * tables, however little was written.
  */
-import { monotonicMs } from '../clock.js';
 import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
-import type { EpochSource } from '../native/memory.js';
+import type { CollectResult, EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { OutputHold } from './output-hold.js';
+import { isClosed, pauseByMonitor, pauseInside } from './pause.js';
 
 /** A consistent cut of a VM, ready to be committed: the pages are staged in the EpochSource. */
 export interface CutEpoch {
@@ -58,9 +58,6 @@ const QUIET_PAGES_MAX = 256;
 const QUIET_PAGES_STRICT = 768;
 /** A VM that was quiet and is no more: so many are copied in the pause (1 ms), then the guest runs on for a pre-copy. */
 const SURPRISE_PAGES_MAX = 1024;
-/** A `stop` or device state that takes longer is given up: the guest must not stand still for an epoch's sake. */
-const PAUSE_TIMEOUT_MS = 2000;
-
 /**
  * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover). `quiet` is what
  * the last epoch said. `output` holds what the guest sends after the cut; null where that leaves at once.
@@ -78,8 +75,7 @@ export async function cutEpoch(
   flushDisks: () => Promise<number> = async () => 0,
 ): Promise<CutEpoch> {
   const total = { scannedPages: 0, copiedPages: 0, diskPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
-  const collect = async (options: { urgent?: boolean; pagesMax?: number }) => {
-    const pass = await source.collect(options);
+  const add = (pass: CollectResult) => {
     total.scannedPages += pass.scannedPages;
     total.copiedPages += pass.copiedPages;
     total.diskPages += pass.diskPages;
@@ -87,51 +83,29 @@ export async function cutEpoch(
     total.cpuMs += pass.cpuMs;
     return pass;
   };
+  const collect = async () => add(await source.collect({}));
   const preCopy = async () => {
     for (let pass = 1; pass <= DISK_PASSES_MAX; pass++) {
-      const [{ copiedPages, diskPages }, flushMs] = await Promise.all([collect({}), flushDisks()]);
+      const [{ copiedPages, diskPages }, flushMs] = await Promise.all([collect(), flushDisks()]);
       const memoryIsLeft = pass === 1 && copiedPages > SECOND_PASS_PAGES;
       if (!memoryIsLeft && diskPages <= DISK_PASS_PAGES && flushMs <= QUICK_FLUSH_MS) break;
     }
   };
   /** Stops the guest for the last pass. @returns null when more than `pagesMax` was left: the guest runs again */
   const pause = async (pagesMax?: number) => {
-    const pausedAtMs = monotonicMs();
     onPause(true);
-    // Not for a hand-over: a guest that stays stopped may be running elsewhere before long.
-    primary.control.setPausedForEpoch(!keepStopped);
-    // Pipelined: QEMU begins to save as soon as it has stopped, while we hear of the stop and collect.
-    const stopped = primary.qmp.execute('stop', undefined, { timeoutMs: PAUSE_TIMEOUT_MS });
-    const saved = primary.saveDevices(PAUSE_TIMEOUT_MS);
-    saved.catch(() => {}); // awaited below, after the guest has been let go
-    const hold = keepStopped ? null : (output?.begin() ?? null);
-    let running: Promise<unknown> = Promise.resolve();
-    let cut: { cutAtNs: bigint; cutAtMs: number; hold: string | null };
-    let complete: boolean;
-    try {
-      await stopped;
-      output?.noteCut();
-      cut = { cutAtNs: process.hrtime.bigint(), cutAtMs: Date.now(), hold };
-      ({ complete } = await collect(pagesMax === undefined ? { urgent: true } : { urgent: true, pagesMax }));
-    } finally {
-      // In every case; it queues behind the saving in QEMU.
-      if (!keepStopped)
-        running = primary.qmp
-          .execute('cont', undefined, { timeoutMs: PAUSE_TIMEOUT_MS })
-          .then(() => primary.control.setPausedForEpoch(false));
-      running.catch(() => {});
-      // The word of a guest that lived when it was cut: without it nothing leaves.
-      if (hold !== null) primary.agent.ping();
-    }
-    await saved;
-    // A VM that dies now has left an epoch that is as whole as any. But not in strict mode: what it had sent dies in its
-    // QEMU, and the guest would send it again only after 200 ms; one from the epoch before answers anew at once.
-    await running.catch((error: unknown) => {
-      if (keepStopped || hold !== null || !isClosed(error)) throw error;
-    });
-    total.pauseMs += monotonicMs() - pausedAtMs;
+    const { pass, pauseMs, ...cut } =
+      primary.servesPauses && !keepStopped
+        ? await pauseInside(primary, source, pagesMax, output)
+        : await pauseByMonitor(
+            primary,
+            () => source.collect({ urgent: true, ...(pagesMax === undefined ? {} : { pagesMax }) }),
+            keepStopped,
+            output,
+          );
+    total.pauseMs += pauseMs;
     if (!keepStopped) onPause(false);
-    return complete ? cut : null;
+    return add(pass).complete ? cut : null;
   };
   try {
     if (quiet) await flushDisks();
@@ -162,8 +136,6 @@ export async function cutEpoch(
         });
   }
 }
-
-const isClosed = (error: unknown): boolean => error instanceof ShadowVmError && error.code === 'QMP_CLOSED';
 
 /** True when an epoch failed because the VM is dead or unreachable: more of them would be pointless. */
 export function endsProtection(error: unknown): boolean {

@@ -29,6 +29,8 @@ export const HELD_MS_MAX = 2000;
  */
 const HELD_BYTES_MAX = 128 * 2 ** 20;
 const WATCH_MS = 100;
+/** So long the end of a switchover waits for packets to leave. */
+const RELEASED_MS_MAX = 200;
 /** QEMU's own timer, on the clock of its guest, from the moment a hold is switched on; behind ours, which is told of. */
 const DEAD_MAN_US = 3_000_000;
 
@@ -51,6 +53,7 @@ export class OutputHold {
   private holds: Hold[] = [];
   /** The id of one that is made and not switched on yet, behind all of these. */
   private spare: string | null = null;
+  private making = false;
   private next = 0;
   private active = false;
   /** An epoch was committed since the holding was suspended: it can be tried again. */
@@ -94,33 +97,49 @@ export class OutputHold {
   /** Before the first instruction of a promoted guest: all that it sends belongs to an epoch that is not cut yet. */
   holdFromStart(): void {
     this.noteCut();
-
     this.worthATry = true;
-    this.begin();
+    const id = this.nextId();
+    this.make(id, 'on').catch((error: unknown) => this.failed(messageOf(error)));
+    this.push(id);
     this.active = true;
   }
 
   /**
-   * Sent to QEMU right before the guest runs again: what it sends from then on goes into a hold of its own.
+   * What the guest sends after the pause that is about to come goes into a hold of its own. Where QEMU serves pauses, it
+   * switches it on in there; else it is told now, through its monitor, and the `stop` must be on its way already.
    * @returns the hold, for commit(); null when nothing is to be held now
    */
-  begin(): string | null {
+  begin(): { id: string; number: number } | null {
     if (this.closed || (!this.active && !this.worthATry)) return null;
     const newest = this.holds.at(-1);
-    // Epochs that are given up leave one each. What comes now joins the newest: it is held longer, never shorter.
-    if (newest !== undefined && this.holds.length >= HOLDS_MAX) return newest.id;
+    const inside = this.qemu.servesPauses;
+    // Epochs that are given up leave one each, and the next one may not be made yet. What comes now joins the newest: it is
+    // held longer, never shorter.
+    if (this.holds.length >= HOLDS_MAX || (inside && this.spare === null)) {
+      this.prepare();
+      return newest === undefined ? null : { id: newest.id, number: numberOf(newest.id) };
+    }
     const id = this.spare ?? this.nextId();
-    const sent =
-      this.spare === null
-        ? this.make(id, 'on')
-        : this.qemu.qmp.execute('qom-set', { path: `/objects/${id}`, property: 'status', value: 'on' });
+    if (!inside) {
+      const sent =
+        this.spare === null
+          ? this.make(id, 'on')
+          : this.qemu.qmp.execute('qom-set', { path: `/objects/${id}`, property: 'status', value: 'on' });
+      sent.catch((error: unknown) => this.failed(messageOf(error)));
+    }
     this.spare = null;
+    this.push(id);
+    return { id, number: numberOf(id) };
+  }
+
+  /** A hold that begin() gave does not hold. */
+  failed(why: string): void {
+    if (this.closed || this.qemu.hasDied) return;
+    this.suspend(`QEMU can not hold its packets: ${why}`);
+  }
+
+  private push(id: string): void {
     this.holds.push({ id, madeAtMs: monotonicMs(), mark: this.trail?.mark() ?? 0 });
-    sent.catch((error: unknown) => {
-      if (this.closed || this.qemu.hasDied) return;
-      this.suspend(`QEMU can not hold its packets: ${messageOf(error)}`);
-    });
-    return id;
   }
 
   private nextId(): string {
@@ -136,17 +155,31 @@ export class OutputHold {
     });
   }
 
-  /** Makes the hold of the next epoch. Should QEMU refuse, it refuses to switch it on as well, and that is told. */
+  /** Makes the hold of the next epoch. */
   private prepare(): void {
-    if (this.spare !== null || this.closed || this.holds.length >= HOLDS_MAX - 1) return;
-    this.spare = this.nextId();
-    this.make(this.spare, 'off').catch(() => {});
+    if (this.spare !== null || this.making || this.closed || this.holds.length >= HOLDS_MAX - 1) return;
+    const id = this.nextId();
+    this.making = true;
+    void this.make(id, 'off')
+      .then(
+        () => {
+          if (this.closed) this.delete(id);
+          else this.spare = id;
+        },
+        (error: unknown) => this.failed(messageOf(error)),
+      )
+      .finally(() => {
+        this.making = false;
+      });
   }
 
-  /** While the guest stands still for an epoch: what is counted from now on is of the next one. */
-  noteCut(): void {
+  /**
+   * What is counted from here on is of the next epoch.
+   * @param sent the counter when the guest stood still; without it, it does now
+   */
+  noteCut(sent = this.sent?.read() ?? 0): void {
     this.sentAtCutBefore = this.sentAtCut;
-    this.sentAtCut = this.sent?.read() ?? 0;
+    this.sentAtCut = sent;
     this.sentExpected = null;
     this.firstSentMs = null;
   }
@@ -188,6 +221,11 @@ export class OutputHold {
     return { oldestMs: nowMs - this.firstSentMs, newestMs: nowMs - this.lastSentMs, complete: this.isComplete(sent) };
   }
 
+  /** Where in the guest's RAM is counted what it sends; undefined while that is not known. */
+  get sentOffset(): number | undefined {
+    return this.sent?.offset;
+  }
+
   /** The counter in the guest's RAM that says when all are answered who were at the last commit, if it does not yet. */
   expected(): { offset: number; count: number } | null {
     if (this.sent === null || this.sentExpected === null || this.isComplete(this.sent.read())) return null;
@@ -219,6 +257,13 @@ export class OutputHold {
     this.spare = null;
   }
 
+  /** Resolves when what was let go has left, or QEMU does not get on. */
+  async released(): Promise<void> {
+    const untilMs = monotonicMs() + RELEASED_MS_MAX;
+    const left = () => this.qemu.hasDied || !this.qemu.servesPauses || this.qemu.control.releaseHolds(0);
+    while (!left() && monotonicMs() < untilMs) await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+
   /** The QEMU is dead or nobody's business any more: what it holds stays where it is. Idempotent. */
   close(): void {
     this.closed = true;
@@ -239,7 +284,10 @@ export class OutputHold {
   }
 
   private delete(id: string): void {
+    if (this.qemu.servesPauses) this.qemu.control.releaseHolds(1 << numberOf(id));
     // Of a QEMU that has died nothing leaves any more, and its tap is cut.
-    this.qemu.qmp.execute('object-del', { id }).catch(() => {});
+    else this.qemu.qmp.execute('object-del', { id }).catch(() => {});
   }
 }
+
+const numberOf = (id: string): number => Number(id.slice('hold'.length));

@@ -158,7 +158,9 @@ export class Protector {
     const work = this.cut(null).then(async (cut) => {
       await this.commit(cut, monotonicMs());
       // All that the guest has ever sent is of committed epochs now; it leaves before anybody else speaks for it.
-      this.options.output()?.releaseAll();
+      const output = this.options.output();
+      output?.releaseAll();
+      await output?.released();
     });
     // A primary that dies under our hands calls for a halt() in the middle of this: it must wait for the commit.
     this.loop = work.catch(() => {});

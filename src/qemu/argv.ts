@@ -8,7 +8,16 @@ export interface QemuVersion {
 }
 
 /** File descriptors that QEMU inherits; native/shim/control.h names those that its shim uses. */
-export const QEMU_FD = { ram: 3, control: 4, deviceState: 5, incoming: 6, lifeline: 7, rescue: 8, more: 9 } as const;
+export const QEMU_FD = {
+  ram: 3,
+  control: 4,
+  deviceState: 5,
+  incoming: 6,
+  lifeline: 7,
+  rescue: 8,
+  bell: 9,
+  more: 10,
+} as const;
 
 export const HEARTBEAT_PORT = 'org.shadowvm.heartbeat';
 

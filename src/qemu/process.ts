@@ -72,7 +72,12 @@ export class QemuProcess {
     private readonly deviceStateFd: number,
     private readonly incoming: Duplex | null,
     private readonly socketPaths: string[],
-  ) {}
+  ) {
+    // Of a QEMU that is given up nobody waits for a pause.
+    void qmp.closed.then(() => {
+      if (!this.released) control.givePauseUp();
+    });
+  }
 
   /** Starts QEMU and waits until it answers. @throws QEMU_MISSING, QEMU_START_FAILED with QEMU's own words, QMP_TIMEOUT */
   static async launch(options: LaunchOptions): Promise<QemuProcess> {
@@ -107,6 +112,7 @@ export class QemuProcess {
         options.incoming ? 'pipe' : 'ignore',
         control.lifelineFd,
         'ignore', // QEMU_FD.rescue, which the shim opens
+        control.bellFd,
         ...disks.map(({ fd }) => fd),
         ...(options.inheritFds ?? []),
       ],
@@ -293,6 +299,11 @@ export class QemuProcess {
     const { tracking, errorCode } = this.control.read();
     if (tracking === 'registered') return { usable: true, reason: 'userfaultfd write protection' };
     return { usable: false, reason: errorCode ?? 'the preloaded shim did not see the RAM' };
+  }
+
+  /** It can be paused, and let its guest's packets go, without its monitor (see QemuControl). */
+  get servesPauses(): boolean {
+    return !this.released && this.control.read().servesPauses;
   }
 
   /** Asks QEMU to save its device state; answers when it is saved. Pipelines behind a `stop`. */

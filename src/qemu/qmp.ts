@@ -106,7 +106,8 @@ export class QmpClient {
   private buffer = '';
   private nextId = 1;
   private greeted: (() => void) | undefined;
-  private closedBy: ShadowVmError | undefined;
+  /** Why the connection has ended, when it has. */
+  closedBy: ShadowVmError | undefined;
   /** Resolves with the reason when the connection has ended, whoever ended it. Never rejects. */
   readonly closed: Promise<ShadowVmError>;
   private resolveClosed!: (reason: ShadowVmError) => void;
