@@ -330,7 +330,9 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
     throw Failure{"ERR_SIZE", "commit", "shadow and primary differ in RAM size"};
   const Stopwatch stopwatch;
   EpochStats stats;
+  int64_t helperCpuNs = 0;
   try {
+    if (cut.holdsOutput) image_->Hurry();
     // The slots' contents stay where they are: the resident part of the shadow is refreshed from them below.
     for (Captured& captured : captured_) {
       const uint32_t slot = captured.slot;
@@ -346,9 +348,15 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
     if (disks_) stats.diskPages = disks_->RecordAll(record_);
     if (cut.holdsOutput) ThrowUnlessAlive();
     const EpochMeta meta = {image_->LastEpoch() + 1, image_->HeadEpoch(), cut.generation, cut.wallMs, cut.monotonicNs};
-    stats.storedBytes = image_->Commit(meta, deviceState, deviceBytes).storedBytes;
+    const AppendStats appended = image_->Commit(meta, deviceState, deviceBytes);
+    stats.storedBytes = appended.storedBytes;
+    helperCpuNs = appended.helperCpuNs;
     recording_ = false;
     stats.epoch = meta.epoch;
+    // From here and not from the event loop, which may have something else to do: somebody waits for it, and what is not
+    // released yet when its process dies is sent again only after 200 ms.
+    stats.released = cut.releases != 0 && signAtNs_ > cut.monotonicNs;
+    if (stats.released) control_->Release(cut.releases);
   } catch (const Failure&) {
     Abort();
     throw;
@@ -357,6 +365,7 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
   if (resident != nullptr) Refresh(*resident);
   ResetStaging();
   stopwatch.Stop(&stats);
+  stats.cpuNs += helperCpuNs;
   return stats;
 }
 

@@ -1,5 +1,6 @@
 // One VM's memory epochs: collect what changed, then commit it to the shadow image whole or not at all.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -47,6 +48,7 @@ struct EpochStats {
   uint64_t droppedPages = 0;  // captured, but their checksum is the known one
   uint64_t diskPages = 0;     // of disks, changed as well
   uint64_t storedBytes = 0;   // what the record takes on the disk
+  bool released = false;      // the holds of its cut are, or are about to be
   int64_t ns = 0;
   int64_t cpuNs = 0;
 };
@@ -73,6 +75,8 @@ struct EpochCut {
   int64_t monotonicNs;
   // What the guest has sent since the epoch before waits in its process for this one, and dies with it.
   bool holdsOutput;
+  // A bit for each hold (see shim/control.h) that leaves with this epoch, once the guest has shown that it lived.
+  uint32_t releases;
 };
 
 // Life of an epoch: Collect() any number of times while the guest runs, Collect() once more while it stands still, then
@@ -111,6 +115,8 @@ class EpochBuffer {
   // ERR_VM_DEAD for an epoch that holds output of a process that has died: its guest believes that it has sent.
   EpochStats Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes, const Resident* resident,
                     const DiskTwins& twins);
+  // A sign of life came from the guest at that time, CLOCK_MONOTONIC. From any thread, also while it commits.
+  void NoteSign(int64_t atNs) { signAtNs_ = atNs; }
   void Abort();
   // The image goes back to an epoch, and the resident pages and the twins of its disks with it. Throws ERR_NO_EPOCH, with
   // nothing changed.
@@ -168,6 +174,7 @@ class EpochBuffer {
   bool synced_ = false;
   bool recording_ = false;  // the image has an open record
   bool absentIsZero_ = false;  // in a full comparison of a RAM that is filled: what was never installed is zeros
+  std::atomic<int64_t> signAtNs_{0};  // the newest one
   bool guestRuns_ = false;  // during this pass: what does not fit may be compressed at once
   std::optional<Failure> noRoom_;  // why this pass could not compress: it ends by that, with its pages pending
 

@@ -24,6 +24,7 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value AdvanceTwins(const Napi::CallbackInfo& info);
   Napi::Value Scrub(const Napi::CallbackInfo& info);
   Napi::Value AwaitCount(const Napi::CallbackInfo& info);
+  void NoteSign(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
   Napi::Value MemoryBytes(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
@@ -43,6 +44,7 @@ static Napi::Object ToObject(Napi::Env env, const EpochStats& stats) {
   result.Set("droppedPages", static_cast<double>(stats.droppedPages));
   result.Set("diskPages", static_cast<double>(stats.diskPages));
   result.Set("storedBytes", static_cast<double>(stats.storedBytes));
+  result.Set("released", stats.released);
   result.Set("ms", static_cast<double>(stats.ns) / 1e6);
   result.Set("cpuMs", static_cast<double>(stats.cpuNs) / 1e6);
   return result;
@@ -90,6 +92,7 @@ void EpochSource::Register(Napi::Env env, Napi::Object exports) {
                            InstanceMethod<&EpochSource::Rewind>("rewind"),
                            InstanceMethod<&EpochSource::AdvanceTwins>("advanceTwins"),
                            InstanceMethod<&EpochSource::AwaitCount>("awaitCount"),
+                           InstanceMethod<&EpochSource::NoteSign>("noteSign"),
                            InstanceMethod<&EpochSource::Abort>("abort"),
                            InstanceMethod<&EpochSource::MemoryBytes>("memoryBytes"),
                            InstanceMethod<&EpochSource::Close>("close")}));
@@ -220,7 +223,7 @@ Napi::Value EpochSource::CollectPaused(const Napi::CallbackInfo& info) {
   });
 }
 
-// commit({generation, cutAtWallMs, cutAtNs: bigint, holdsOutput?}, deviceState: Buffer, resident: {ram, control, share} | null,
+// commit({generation, cutAtWallMs, cutAtNs: bigint, holdsOutput?, releases?}, deviceState: Buffer, resident: {ram, control, share} | null,
 //        twins: DiskTwin[])
 Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
@@ -230,11 +233,14 @@ Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
     const Napi::Object when = info[0].As<Napi::Object>();
     if (!when.Get("cutAtNs").IsBigInt()) throw MakeTypeError(env, "commit", usage);
     bool lossless = false;
+    const Napi::Value releases = when.Get("releases");
     const EpochCut cut = {
         static_cast<uint32_t>(WholeNumber(when.Get("generation"), 0, UINT32_MAX, "commit", usage)),
         WholeNumber(when.Get("cutAtWallMs"), 0, 9007199254740991.0, "commit", usage),
         when.Get("cutAtNs").As<Napi::BigInt>().Int64Value(&lossless),
         when.Get("holdsOutput").ToBoolean(),
+        static_cast<uint32_t>(WholeNumber(releases.IsUndefined() ? Napi::Number::New(env, 0) : releases, 0,
+                                          (1u << SHADOWVM_HOLDS_MAX) - 1, "commit", usage)),
     };
     // Copied: JavaScript may write its buffer, or let it go, before the worker is done.
     const auto device = info[1].As<Napi::Buffer<uint8_t>>();
@@ -301,6 +307,13 @@ Napi::Value EpochSource::AwaitCount(const Napi::CallbackInfo& info) {
       return [came](Napi::Env env) { return Napi::Boolean::New(env, came); };
     };
   });
+}
+
+// noteSign(atNs: bigint): also while an operation is under way.
+void EpochSource::NoteSign(const Napi::CallbackInfo& info) {
+  if (!info[0].IsBigInt()) throw MakeTypeError(info.Env(), "epochSource", "noteSign(atNs: bigint)");
+  bool lossless = false;
+  if (buffer_) buffer_->NoteSign(info[0].As<Napi::BigInt>().Int64Value(&lossless));
 }
 
 Napi::Value EpochSource::Abort(const Napi::CallbackInfo& info) {

@@ -110,6 +110,11 @@ void ControlPage::Ring() const {
   (void)!write(bell_, &one, sizeof one);  // full: it has not looked yet, and will
 }
 
+void ControlPage::Release(uint32_t bits) const {
+  __atomic_fetch_or(&page()->pause.release, bits, __ATOMIC_SEQ_CST);
+  Ring();
+}
+
 // ---- DeathWatch ----
 
 DeathWatch::DeathWatch(Napi::Env env, Napi::Function callback, std::function<bool(StopWord&)> wait,
@@ -148,6 +153,7 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
                    InstanceAccessor<&QemuControl::BellFd>("bellFd"),
                    InstanceMethod<&QemuControl::ReleaseHolds>("releaseHolds"),
                    InstanceMethod<&QemuControl::GivePauseUp>("givePauseUp"),
+                   InstanceMethod<&QemuControl::AllowPauses>("allowPauses"),
                    InstanceMethod<&QemuControl::Read>("read"),
                    InstanceMethod<&QemuControl::SetPausedForEpoch>("setPausedForEpoch"),
                    InstanceMethod<&QemuControl::SetMarked>("setMarked"),
@@ -227,10 +233,12 @@ Napi::Value QemuControl::ReleaseHolds(const Napi::CallbackInfo& info) {
       WholeNumber(info[0], 0, (1u << SHADOWVM_HOLDS_MAX) - 1, "qemuControl", "releaseHolds(bits)"));
   const ControlPage& control = Open(info.Env());
   if (bits == 0) return Napi::Boolean::New(info.Env(), __atomic_load_n(&control.page()->pause.release, __ATOMIC_SEQ_CST) == 0);
-  __atomic_fetch_or(&control.page()->pause.release, bits, __ATOMIC_SEQ_CST);
-  control.Ring();
+  control.Release(bits);
   return Napi::Boolean::New(info.Env(), false);
 }
+
+// allowPauses(): before the start: QEMU is of a version whose functions the shim knows.
+void QemuControl::AllowPauses(const Napi::CallbackInfo& info) { Open(info.Env()).page()->pause.allowed = 1; }
 
 // givePauseUp(): whoever waits for a step of a pause does so no longer.
 void QemuControl::GivePauseUp(const Napi::CallbackInfo& info) { GuestPause::GiveUp(Open(info.Env())); }

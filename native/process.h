@@ -44,6 +44,8 @@ class ControlPage {
   // To hand to QEMU: what makes its main loop look at the page's `pause`.
   int bellFd() const { return bell_; }
   void Ring() const;
+  // Deletes holds, a bit for each.
+  void Release(uint32_t bits) const;
   // QEMU looks there at all.
   bool servesPauses() const { return __atomic_load_n(&page()->pause.served, __ATOMIC_ACQUIRE) != 0; }
   uint32_t life() const { return __atomic_load_n(&page()->life, __ATOMIC_ACQUIRE); }
@@ -92,6 +94,7 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
   Napi::Value BellFd(const Napi::CallbackInfo& info);
   Napi::Value ReleaseHolds(const Napi::CallbackInfo& info);
   void GivePauseUp(const Napi::CallbackInfo& info);
+  void AllowPauses(const Napi::CallbackInfo& info);
   void SetPausedForEpoch(const Napi::CallbackInfo& info);
   void SetMarked(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);

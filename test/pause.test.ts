@@ -162,6 +162,8 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
       ({ pid } = qemu);
       qemu.leave();
     });
+    // Nobody's any more, after each of its managers.
+    afterAll(() => void process.kill(pid, 'SIGKILL'));
 
     const adopt = async () => {
       const { runDir, tag } = launch;

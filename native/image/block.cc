@@ -19,22 +19,24 @@ static uint64_t HeaderChecksum(const uint8_t* key, const BlockHeader& header, co
   return Checksum(key, bytes, offsetof(BlockHeader, checksum) + header.slots * sizeof(uint32_t));
 }
 
-uint64_t BlockBuilder::Write(SegmentWriter& writer, Compressor& compressor, const uint8_t* key) {
-  BlockHeader header = {};
-  header.magic = kBlockMagic;
-  header.kind = BlockKind::kPages;
-  header.slots = static_cast<uint8_t>(slots_);
-  header.rawBytes = static_cast<uint32_t>(slots_ * kPageBytes);
-  const size_t compressed = compressor.Compress(raw_.data(), header.rawBytes, stored_.data());
-  header.codec = compressed > 0 ? Codec::kZstd : Codec::kRaw;
-  header.storedBytes = compressed > 0 ? static_cast<uint32_t>(compressed) : header.rawBytes;
-  const uint8_t* payload = compressed > 0 ? stored_.data() : raw_.data();
-  header.payloadChecksum = Checksum(key, payload, header.storedBytes);
-  header.checksum = HeaderChecksum(key, header, pages_);
+void BlockBuilder::Compress(Compressor& compressor, const uint8_t* key) {
+  header_ = {};
+  header_.magic = kBlockMagic;
+  header_.kind = BlockKind::kPages;
+  header_.slots = static_cast<uint8_t>(slots_);
+  header_.rawBytes = static_cast<uint32_t>(slots_ * kPageBytes);
+  const size_t compressed = compressor.Compress(raw_.data(), header_.rawBytes, stored_.data());
+  header_.codec = compressed > 0 ? Codec::kZstd : Codec::kRaw;
+  header_.storedBytes = compressed > 0 ? static_cast<uint32_t>(compressed) : header_.rawBytes;
+  header_.payloadChecksum = Checksum(key, compressed > 0 ? stored_.data() : raw_.data(), header_.storedBytes);
+  header_.checksum = HeaderChecksum(key, header_, pages_);
+}
+
+uint64_t BlockBuilder::Write(SegmentWriter& writer) {
   const uint64_t offset = writer.position();
-  writer.Append(&header, sizeof header);
+  writer.Append(&header_, sizeof header_);
   writer.Append(pages_, slots_ * sizeof(uint32_t));
-  writer.Append(payload, header.storedBytes);
+  writer.Append(header_.codec == Codec::kZstd ? stored_.data() : raw_.data(), header_.storedBytes);
   slots_ = 0;
   return offset;
 }

@@ -16,11 +16,14 @@ class BlockBuilder {
   size_t slots() const { return slots_; }
   // The page's slot in the block.
   size_t Add(uint32_t page, const uint8_t* content);
-  // Appends the block and begins a new one. Returns its offset in the segment.
-  uint64_t Write(SegmentWriter& writer, Compressor& compressor, const uint8_t* key);
+  // What Write() is to append. Of several builders at once, each in one thread and with a compressor of its own.
+  void Compress(Compressor& compressor, const uint8_t* key);
+  // Appends the compressed block and begins a new one. Returns its offset in the segment.
+  uint64_t Write(SegmentWriter& writer);
   void Discard() { slots_ = 0; }
 
  private:
+  BlockHeader header_ = {};
   std::vector<uint8_t> raw_;     // kBlockBytes
   std::vector<uint8_t> stored_;  // kBlockBytes
   uint32_t pages_[kBlockSlots];

@@ -67,7 +67,8 @@ void FoldWriter::AddPage(uint32_t page, uint64_t hash, const uint8_t* content, P
 
 void FoldWriter::EndBlock(PageTable* table) {
   if (builder_.empty()) return;
-  const uint64_t offset = builder_.Write(writer_, compressor_, identity_.key);
+  builder_.Compress(compressor_, identity_.key);
+  const uint64_t offset = builder_.Write(writer_);
   for (size_t slot = 0; slot < inBuilder_.size(); slot++)
     table->Set(inBuilder_[slot].page, Location::In(EntryKind::kBlock, kThisFold, offset, slot), inBuilder_[slot].hash);
   inBuilder_.clear();

@@ -5,14 +5,20 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <system_error>
 
 #include "../fault_point.h"
 
+// Of a record that hurries: enough to be worth waking a thread for, and not too much memory of a shadow.
+constexpr size_t kHurriedBlocks = 4;
 // Room for pending pages that is kept between records; the rest goes back to the host.
 constexpr size_t kWarmPendingPages = 8192;
 
 RecordWriter::RecordWriter(ImageState& image)
-    : image_(image), compressor_(kAppendLevel), isPending_(image.identity.pages()) {}
+    : image_(image), compressor_(kAppendLevel), isPending_(image.identity.pages()) {
+  builders_.push_back(std::make_unique<BlockBuilder>());
+}
 
 void RecordWriter::Roll() {
   uint32_t number;
@@ -73,6 +79,20 @@ void RecordWriter::Begin(RecordKind kind) {
   }
 }
 
+void RecordWriter::Hurry() {
+  if (std::thread::hardware_concurrency() < 2) return;
+  try {
+    if (!helper_) {
+      helperCompressor_ = std::make_unique<Compressor>(kAppendLevel);
+      helper_ = std::make_unique<HelperThread>("shadowvm-pack");
+    }
+  } catch (const std::system_error&) {
+    return;  // no more threads here: it takes a little longer
+  }
+  while (builders_.size() < kHurriedBlocks) builders_.push_back(std::make_unique<BlockBuilder>());
+  batchBlocks_ = kHurriedBlocks;
+}
+
 void RecordWriter::Add(size_t page, uint64_t hash, const uint8_t* content) {
   if (open_ != RecordKind::kEpoch) throw Failure{"ERR_NO_RECORD", "add", "no record is open"};
   if (page >= image_.identity.pages()) throw Failure{"ERR_SIZE", "add", "the VM has no such page"};
@@ -91,22 +111,44 @@ void RecordWriter::Add(size_t page, uint64_t hash, const uint8_t* content) {
   else if (hash == image_.zeroHash)
     pending.kind = Pending::kZero;
   else
-    pending.slot = static_cast<uint8_t>(builder_.Add(number, content));
+    pending.slot = static_cast<uint8_t>(builders_[filling_]->Add(number, content));
   pending_.push_back(pending);
-  if (builder_.full()) WriteBlock();
+  if (!builders_[filling_]->full()) return;
+  if (filling_ + 1 < batchBlocks_)
+    filling_++;
+  else
+    WriteBlocks();
 }
 
-// The blocks' places are known only when they are written: fills them in for the pages since the last one.
-void RecordWriter::WriteBlock() {
-  if (builder_.empty()) return;
-  size_t left = builder_.slots();
-  const uint64_t offset = builder_.Write(writer_, compressor_, image_.key());
-  FaultPoint("append", 2);
-  for (size_t i = pending_.size(); left > 0; i--) {
-    if (pending_[i - 1].kind != Pending::kStored) continue;
-    pending_[i - 1].block = offset;
-    left--;
+void RecordWriter::Compress(size_t blocks) {
+  const uint8_t* const key = image_.key();
+  std::atomic<size_t> next{0};
+  const auto work = [&](Compressor& compressor) {
+    for (size_t i = next++; i < blocks; i = next++) builders_[i]->Compress(compressor, key);
+  };
+  const bool helped = blocks > 1 && helper_;
+  if (helped) helper_->Start([&] { work(*helperCompressor_); });
+  work(compressor_);
+  if (helped) helperCpuNs_ += helper_->Finish();
+}
+
+// The blocks' places are known only when they are written: fills them in for the pages since the last ones.
+void RecordWriter::WriteBlocks() {
+  const size_t blocks = filling_ + (builders_[filling_]->empty() ? 0 : 1);
+  Compress(blocks);
+  size_t at = firstUnplaced_;
+  for (size_t i = 0; i < blocks; i++) {
+    size_t left = builders_[i]->slots();
+    const uint64_t offset = builders_[i]->Write(writer_);
+    FaultPoint("append", 2);
+    for (; left > 0; at++) {
+      if (pending_[at].kind != Pending::kStored) continue;
+      pending_[at].block = offset;
+      left--;
+    }
   }
+  firstUnplaced_ = pending_.size();
+  filling_ = 0;
 }
 
 // The later Add of a page wins; what an earlier one stored stays in its block, unused.
@@ -153,7 +195,7 @@ AppendStats RecordWriter::Commit(const EpochMeta& meta, const uint8_t* device, s
       header.durableSequence = image_.durableSequence;
     }
     if (deviceBytes > kMaxDeviceBytes) throw Failure{"ERR_SIZE", "commit", "the device state is too big"};
-    WriteBlock();
+    WriteBlocks();
     DropSuperseded();
     AppendStats stats;
     for (const Pending& p : pending_) {
@@ -162,6 +204,7 @@ AppendStats RecordWriter::Commit(const EpochMeta& meta, const uint8_t* device, s
     }
     stats.changedPages = pending_.size();
     stats.droppedPages = droppedPages_;
+    stats.helperCpuNs = helperCpuNs_;
     header.kind = RecordKind::kEpoch;
     header.epoch = header.lastEpoch = meta.epoch;
     header.parent = meta.parent;
@@ -255,7 +298,11 @@ void RecordWriter::Forget() {
   for (const Pending& p : pending_) isPending_[p.page] = false;
   pending_.clear();
   if (pending_.capacity() > kWarmPendingPages) pending_.shrink_to_fit();
-  builder_.Discard();
+  for (const auto& builder : builders_) builder->Discard();
+  if (batchBlocks_ == 1) builders_.resize(1);
+  batchBlocks_ = 1;
+  filling_ = firstUnplaced_ = 0;
   droppedPages_ = 0;
+  helperCpuNs_ = 0;
   open_ = kNone;
 }

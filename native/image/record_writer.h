@@ -1,13 +1,17 @@
 // Appends records to the log: the state of the one that is open.
 #pragma once
+#include <memory>
 #include <vector>
 
+#include "../helper_thread.h"
 #include "state.h"
 
 class RecordWriter {
  public:
   explicit RecordWriter(ImageState& image);
   void Begin(RecordKind kind);
+  // Somebody waits for this record, the open one or the next: from here on two threads compress it.
+  void Hurry();
   void Add(size_t page, uint64_t hash, const uint8_t* content);
   AppendStats Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes);
   // Writes a record without pages that makes an older epoch the head again. Settle makes it count.
@@ -27,7 +31,8 @@ class RecordWriter {
     uint64_t hash;
   };
   void Roll();
-  void WriteBlock();
+  void WriteBlocks();
+  void Compress(size_t blocks);
   void DropSuperseded();
   void WriteCommit(CommitHeader header, const uint8_t* device, size_t deviceBytes);
   void Publish(const EpochRecord& record);
@@ -36,7 +41,15 @@ class RecordWriter {
   ImageState& image_;
   SegmentWriter writer_;
   Compressor compressor_;
-  BlockBuilder builder_;
+  // Blocks are compressed and written when so many are full: 1 but for records that hurry.
+  size_t batchBlocks_ = 1;
+  std::vector<std::unique_ptr<BlockBuilder>> builders_;  // as many as were needed at once
+  size_t filling_ = 0;                                   // those before this one are full
+  size_t firstUnplaced_ = 0;                             // in pending_: from here on the blocks are not written yet
+  // The second thread, once a record was in a hurry.
+  std::unique_ptr<HelperThread> helper_;
+  std::unique_ptr<Compressor> helperCompressor_;
+  int64_t helperCpuNs_ = 0;
   std::shared_ptr<Segment> segment_;  // the newest log segment; null until something is appended
   size_t segmentSlot_ = 0;
   uint64_t recordOffset_ = 0;

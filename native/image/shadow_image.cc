@@ -124,6 +124,7 @@ static RecordWriter& WriterOf(const ImageState& state) {
   return *state.writer;
 }
 
+void ShadowImage::Hurry() { WriterOf(*state_).Hurry(); }
 void ShadowImage::Begin() { WriterOf(*state_).Begin(RecordKind::kEpoch); }
 void ShadowImage::Add(size_t page, uint64_t hash, const uint8_t* content) { WriterOf(*state_).Add(page, hash, content); }
 AppendStats ShadowImage::Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes) {

@@ -54,6 +54,7 @@ struct AppendStats {
   uint64_t basePages = 0;     // of those, now what the base has
   uint64_t droppedPages = 0;  // added, but the head has the same
   uint64_t storedBytes = 0;   // what the record takes on disk, device state and table included
+  int64_t helperCpuNs = 0;    // CPU time of the second thread of a record that hurried
 };
 
 struct CompactOptions {
@@ -139,6 +140,8 @@ class ShadowImage : public PageSource {
 
   // ---- append: one record at a time ----
   void Begin();
+  // Somebody waits for the record that is open or begun next: two threads compress what is added from here on.
+  void Hurry();
   // Pages of disks are numbered on from the RAM's last. `hash` is HashOf(content). A later Add of the same page in one record wins. content is not kept.
   void Add(size_t page, uint64_t hash, const uint8_t* content);
   // parent must be HeadEpoch(), epoch above LastEpoch() (ERR_EPOCH_ORDER). When it throws, the record is abandoned and

@@ -80,6 +80,7 @@ enum shadowvm_pause_step {
 
 #define SHADOWVM_HOLDS_MAX 8u  // filter-buffers `hold0` to `hold7`, see src/protect/output-hold.ts
 struct shadowvm_pause {
+  uint32_t allowed;  // by the manager before the start: QEMU is of a version whose functions are known
   uint32_t served;   // by the shim: QEMU looks here when the bell rings
   uint32_t step;     // enum shadowvm_pause_step, and a futex
   uint32_t release;  // a bit for each hold that is to be deleted, cleared when it is

@@ -3,8 +3,8 @@
 // them: 2 of 2.7 ms on a slow machine. Here a manager rings a bell, and QEMU's main loop calls the same functions that these
 // commands call, in one go. It is what `stop` and `cont` are to QEMU anyway: a callback of its main loop.
 //
-// QEMU exports its functions for its modules, by names and types that have been the same from 5.1 to 10. A QEMU that was
-// built without modules exports none, and is told through its monitor (src/protect/pause.ts).
+// QEMU exports its functions for its modules, by names and types that have been the same from 7.2 to 10. One that was built
+// without modules exports none; like one of another version, it is told through its monitor (src/protect/pause.ts).
 //
 // A manager that dies in the middle, or does not get on, must not leave the guest standing: it waits here for what the
 // manager has to do, and not for long.
@@ -143,7 +143,7 @@ static void on_bell(void *opaque) {
 }
 
 void serve_pauses(struct shadowvm_control *control) {
-  if (!find_functions()) return;
+  if (!control->pause.allowed || !find_functions()) return;
   qemu.qemu_set_fd_handler(SHADOWVM_FD_BELL, on_bell, NULL, &control->pause);
   atomic_store((_Atomic uint32_t *)&control->pause.served, 1);
 }

@@ -58,6 +58,8 @@ export interface QemuControl {
   givePauseUp(): void;
   /** The disks are what this epoch of the image holds, and were not written since. */
   setMarked(imageId: string, epoch: number): void;
+  /** Before the start of the process: it is of a version whose own functions the shim may call, if it exports them. */
+  allowPauses(): void;
   /** Before the start of the process: its RAM will be filled on demand. */
   makeLazy(): void;
   /** Sizes of extents, powers of 2, of its disks in their order. They may change while the process runs. */
@@ -133,6 +135,8 @@ export interface CommitResult {
   diskPages: number;
   /** What the epoch's record takes on the disk. */
   storedBytes: number;
+  /** The `releases` of its cut are deleted. */
+  released: boolean;
   ms: number;
   cpuMs: number;
 }
@@ -155,6 +159,8 @@ export interface EpochCut {
    * once that has died. Its guest believes that it has sent, and would say so again only when its time runs out.
    */
   holdsOutput?: boolean;
+  /** Holds, as of QemuControl's `releaseHolds`, to be deleted once this is committed, if a sign of life has come after it by then. */
+  releases?: number;
 }
 
 /** A waiting QEMU whose RAM commits fill, up to a share of 0 to 1, and keep fresh. */
@@ -211,6 +217,8 @@ export interface EpochSource {
    * process has died. Rejects with ERR_OUT_OF_RANGE
    */
   awaitCount(offset: number, wanted: number, timeoutMs: number): Promise<boolean>;
+  /** A sign of life came from the guest at that time, CLOCK_MONOTONIC. Also while an operation is under way. */
+  noteSign(atNs: bigint): void;
   /** Memory that this source takes, but for the image's. An estimate while an operation is under way. @throws ERR_CLOSED */
   memoryBytes(): number;
   /** Forgets what was staged; the next epoch collects it again. */

@@ -184,13 +184,28 @@ export class OutputHold {
     this.firstSentMs = null;
   }
 
-  /** An epoch is committed, and what was sent before its hold was made may leave. */
-  commit(hold: string | null): void {
+  /** The holds that leave with the epoch of `hold`, as QemuControl has them: a bit for each. 0 where QEMU must be told by its monitor. */
+  releasedBy(hold: string): number {
+    const older = this.holds.slice(
+      0,
+      Math.max(
+        0,
+        this.holds.findIndex(({ id }) => id === hold),
+      ),
+    );
+    return this.qemu.servesPauses ? older.reduce((bits, { id }) => bits | (1 << numberOf(id)), 0) : 0;
+  }
+
+  /**
+   * An epoch is committed, and what was sent before its hold was made may leave.
+   * @param released QEMU was told already
+   */
+  commit(hold: string | null, released = false): void {
     this.worthATry = true;
     if (hold === null || !this.holds.some(({ id }) => id === hold)) return;
     while (this.holds[0]?.id !== hold) {
       const old = this.holds.shift() as Hold;
-      this.delete(old.id);
+      if (!released) this.delete(old.id);
       // One epoch more than must be: what lay at the tap when the guest stood still was seen by none of the two.
       this.trail?.forget(old.mark);
     }

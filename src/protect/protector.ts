@@ -156,7 +156,7 @@ export class Protector {
   async handOver(): Promise<void> {
     await this.halt();
     const work = this.cut(null).then(async (cut) => {
-      await this.commit(cut, monotonicMs());
+      await this.commit(cut, monotonicMs(), null);
       // All that the guest has ever sent is of committed epochs now; it leaves before anybody else speaks for it.
       const output = this.options.output();
       output?.releaseAll();
@@ -252,8 +252,9 @@ export class Protector {
         const first = this.committed === null;
         const output = this.options.output();
         const cut = await this.cut({ output });
-        await this.commit(cut, startedMs);
-        if (output !== null) await this.release(output, cut);
+        const released = await this.commit(cut, startedMs, output);
+        if (released) output?.commit(cut.hold, true);
+        else if (output !== null) await this.release(output, cut);
         this.abortsInARow = 0;
         if (first) events.ready();
         await this.scrub();
@@ -346,11 +347,22 @@ export class Protector {
     return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, flush);
   }
 
-  private async commit(cut: CutEpoch, startedMs: number): Promise<void> {
+  /** Tells the source, which may be committing by then, of the sign of life that comes after the cut. */
+  private async noteSign({ cutAtNs }: CutEpoch): Promise<void> {
+    const { agent } = this.options.primary;
+    if ((agent.lastSignAtNs ?? 0n) <= cutAtNs) await agent.nextSign();
+    if (agent.lastSignAtNs !== null) this.source.noteSign(agent.lastSignAtNs);
+  }
+
+  /** @returns whether what had been sent before the cut is let go already */
+  private async commit(cut: CutEpoch, startedMs: number, output: OutputHold | null): Promise<boolean> {
     const lagMs = this.lagMs();
     const { image, durability, events, generation, resident, disks } = this.options;
     const holdsOutput = cut.hold !== null;
-    const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs, holdsOutput };
+    // What is to be on the disk before anything leaves is not there yet when it is committed.
+    const releases = cut.hold === null || durability === 'epoch' ? 0 : (output?.releasedBy(cut.hold) ?? 0);
+    if (releases !== 0) void this.noteSign(cut);
+    const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs, holdsOutput, releases };
     const result = await this.source.commit(when, cut.deviceState, resident(), disks?.twins);
     if (durability === 'epoch') await image.flush();
     // Whole from here on: pages and device state of the same cut, in one record.
@@ -370,7 +382,7 @@ export class Protector {
     this.bytesStored += result.storedBytes;
     this.pagesRepaired += cut.repairedPages;
     if (cut.repairedPages > 0) events.repaired(cut.repairedPages);
-    if (previous === null) return; // the first epoch carries what changed during the comparison: no measure for others
+    if (previous === null) return result.released; // the first epoch carries what changed during the comparison: no measure for others
     const epochMs = monotonicMs() - startedMs;
     const sinceLastCutMs = Number(cut.cutAtNs - previous.cutAtNs) / 1e6;
     this.cost = smoothCost(this.cost, {
@@ -379,6 +391,7 @@ export class Protector {
       epochMs,
       dirtyPagesPerSecond: (result.changedPages / Math.max(sinceLastCutMs, 1)) * 1000,
     });
+    return result.released;
   }
 
   private sleepFor(ms: number): Promise<void> {

@@ -50,6 +50,8 @@ export interface AdoptOptions {
 
 const START_TIMEOUT_MS = 30_000;
 const ADOPT_TIMEOUT_MS = 5000;
+/** Major versions whose functions native/shim/pause.c declares as they are. */
+const KNOWN_INSIDE = { from: 7, to: 10 };
 const MONITOR_NICE = -10;
 const DYING_NICE = 19;
 const SIGKILL = 9;
@@ -95,6 +97,8 @@ export class QemuProcess {
       disks.map(({ fd }) => fd),
     );
     if (options.lazy) control.makeLazy();
+    const { major } = options.version;
+    if (major >= KNOWN_INSIDE.from && major <= KNOWN_INSIDE.to) control.allowPauses();
     control.countDiskIo(disks.map(({ extentBytes }) => extentBytes ?? MIB));
     const deviceStateFd = createMemoryFile(`shadowvm-${name}-devices`);
     // Where in its log this start's words begin.
