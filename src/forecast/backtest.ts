@@ -56,7 +56,7 @@ export function replay(rows: readonly Row[], options: BacktestOptions): Replay {
 
   function pass(value: number): void {
     forecaster.observe(value);
-    limits.observe(value, forecaster.forecast(LONG));
+    limits.observe(value, (steps) => forecaster.forecast(steps));
     dueLong.delete(now);
     now++;
     dueLong.set(now + LONG - 1, forecaster.forecast(LONG));

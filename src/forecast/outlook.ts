@@ -49,7 +49,6 @@ export const TAUGHT_SAMPLES = 2592;
 /** A longer gap is a clock that was set: what is known of the VM is not older for it, but keeps its place in the season. */
 const GAP_SAMPLES_MAX = 4032;
 const LIMIT_COVERAGE = 0.99;
-const LIMIT_AHEAD = 12;
 
 export class VmForecasts {
   private readonly series: SeriesForecast[];
@@ -135,7 +134,7 @@ class SeriesForecast {
 
   private observe(value: number): void {
     this.forecaster.observe(value);
-    this.limits?.observe(value, this.forecaster.forecast(LIMIT_AHEAD));
+    this.limits?.observe(value, (steps) => this.forecaster.forecast(steps));
     if (Number.isNaN(value)) return;
     this.last = value;
     this.samples++;
