@@ -1,12 +1,12 @@
 /** An epoch source over a plain memory that no QEMU has: checksums find what changed, and a model says what is right. */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { closeSync, openSync, readdirSync, readSync, statSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
 import { NATIVE_BUILD_DIR } from '../src/native/index.js';
-import { GuestRam, QemuControl } from '../src/native/memory.js';
+import { EpochSource, GuestRam, QemuControl } from '../src/native/memory.js';
 import { failure, rejection, thrownBy } from './failures.js';
 import {
   checksumSource,
@@ -155,37 +155,70 @@ describe('epochs of a plain memory', () => {
     for (const each of [source, ram]) each.close();
   });
 
-  test('what the staging area does not hold goes into the record at once, and the last content counts', async () => {
-    const bytes = 16 * MIB;
-    const ram = new GuestRam('a', bytes);
-    const image = await images.create(bytes);
-    const source = checksumSource(ram, image);
+  test.each([
+    [false, 'one thread'],
+    [true, 'two threads'],
+  ])(
+    'what the staging area does not hold goes into the record at once, and the last content counts (%s: %s)',
+    async (holdsOutput) => {
+      const bytes = 16 * MIB;
+      const ram = new GuestRam('a', bytes);
+      const image = await images.create(bytes);
+      const source = checksumSource(ram, image);
+      await source.sync();
+      await commit(source);
+      for (let round = 0; round < 3; round++) {
+        const before = Buffer.alloc(bytes);
+        readSync(ram.fd, before, 0, bytes, 0);
+        writeSync(ram.fd, randomBytes(bytes / 2), 0, bytes / 2, 0);
+        await source.collect();
+        writeSync(ram.fd, randomBytes(bytes / 4), 0, bytes / 4, (bytes / 8) * round);
+        await source.collect();
+        if (round === 1) await source.abort();
+        // Some of it as it was at the last commit: recorded already, so it has to be recorded again.
+        if (round === 2) writeSync(ram.fd, await image.readPage(7), 0, PAGE, 7 * PAGE);
+        const { stagedPages } = await source.collect({ urgent: true });
+        const { changedPages, droppedPages } = await commit(source, undefined, null, { holdsOutput });
+        expect(await differences(ram, image)).toBe(0);
+        // A page counts once, however often it was recorded, and not at all when it is what it was.
+        const after = Buffer.alloc(bytes);
+        readSync(ram.fd, after, 0, bytes, 0);
+        let changed = 0;
+        for (let at = 0; at < bytes; at += PAGE)
+          if (before.compare(after, at, at + PAGE, at, at + PAGE) !== 0) changed++;
+        expect([changedPages, droppedPages]).toEqual([changed, stagedPages - changed]);
+        expect(image.epochs().at(-1)!.changedPages).toBe(changed);
+      }
+      const { indexBytes } = await image.stats();
+      expect(indexBytes).toBeLessThanOrEqual(bytes * 0.005);
+      expect((await image.verify()).damagedPages).toEqual([]);
+      expect(packThreads()).toBe(holdsOutput ? 1 : 0);
+      for (const each of [source, ram]) each.close();
+      await image.close();
+      expect(packThreads()).toBe(0);
+    },
+  );
+
+  const packThreads = () =>
+    readdirSync('/proc/self/task').filter(
+      (tid) => readFileSync(`/proc/self/task/${tid}/comm`, 'utf8').trim() === 'shadowvm-pack',
+    ).length;
+
+  test('holds leave with their epoch when a sign of life came after it, and not else', async () => {
+    const ram = new GuestRam('a', 8 * PAGE);
+    const control = new QemuControl(8 * PAGE);
+    const { native } = await images.create(8 * PAGE);
+    const source = new EpochSource({ ram, control, pid: process.pid, tracking: 'checksum', image: native });
     await source.sync();
-    await commit(source);
-    for (let round = 0; round < 3; round++) {
-      const before = Buffer.alloc(bytes);
-      readSync(ram.fd, before, 0, bytes, 0);
-      writeSync(ram.fd, randomBytes(bytes / 2), 0, bytes / 2, 0);
-      await source.collect();
-      writeSync(ram.fd, randomBytes(bytes / 4), 0, bytes / 4, (bytes / 8) * round);
-      await source.collect();
-      if (round === 1) await source.abort();
-      // Some of it as it was at the last commit: recorded already, so it has to be recorded again.
-      if (round === 2) writeSync(ram.fd, await image.readPage(7), 0, PAGE, 7 * PAGE);
-      const { stagedPages } = await source.collect({ urgent: true });
-      const { changedPages, droppedPages } = await commit(source);
-      expect(await differences(ram, image)).toBe(0);
-      // A page counts once, however often it was recorded, and not at all when it is what it was.
-      const after = Buffer.alloc(bytes);
-      readSync(ram.fd, after, 0, bytes, 0);
-      let changed = 0;
-      for (let at = 0; at < bytes; at += PAGE) if (before.compare(after, at, at + PAGE, at, at + PAGE) !== 0) changed++;
-      expect([changedPages, droppedPages]).toEqual([changed, stagedPages - changed]);
-      expect(image.epochs().at(-1)!.changedPages).toBe(changed);
-    }
-    const { indexBytes } = await image.stats();
-    expect(indexBytes).toBeLessThanOrEqual(bytes * 0.005);
-    for (const each of [source, ram]) each.close();
+    const release = async () =>
+      (await commit(source, undefined, null, { holdsOutput: true, releases: 0b101 })).released;
+    expect([await release(), control.releaseHolds(0)]).toEqual([false, true]);
+    source.noteSign(process.hrtime.bigint()); // of before the cut
+    expect([await release(), control.releaseHolds(0)]).toEqual([false, true]);
+    source.noteSign(process.hrtime.bigint() + 10n ** 9n);
+    expect((await commit(source)).released).toBe(false); // nothing was to leave
+    expect([await release(), control.releaseHolds(0)]).toEqual([true, false]);
+    for (const each of [source, ram, control]) each.close();
   });
 
   test.each([1, 0.25])(
@@ -299,7 +332,8 @@ describe('epochs of a plain memory', () => {
         disk.fill(64 * 1024);
         for (let attempt = 0; attempt < 3; attempt++) {
           writeSync(ram.fd, randomBytes(MIB), 0, MIB, attempt * MIB);
-          const work = source.collect({ urgent }).then(() => commit(source));
+          const holdsOutput = attempt % 2 === 1;
+          const work = source.collect({ urgent }).then(() => commit(source, undefined, null, { holdsOutput }));
           expect(await rejection(work)).toMatchObject(failure('ENOSPC'));
           expect([image.describe().headEpoch, await differences(whole, image)]).toEqual([urgent ? 1 : 2, 0]);
         }

@@ -4,7 +4,14 @@ import { mkdirSync, mkdtempSync, readSync, rmSync, statfsSync, writeFileSync } f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ShadowImage } from '../src/native/image.js';
-import { type CommitResult, EpochSource, GuestRam, QemuControl, type ResidentRam } from '../src/native/memory.js';
+import {
+  type CommitResult,
+  type EpochCut,
+  EpochSource,
+  GuestRam,
+  QemuControl,
+  type ResidentRam,
+} from '../src/native/memory.js';
 
 const PAGE = 4096;
 const PRESENT = 2; // native/shim/control.h
@@ -60,8 +67,9 @@ export function commit(
   source: EpochSource,
   deviceState: Buffer = Buffer.from('devices'),
   resident: ResidentRam | null = null,
+  more: Pick<EpochCut, 'holdsOutput' | 'releases'> = {},
 ): Promise<CommitResult> {
-  const cut = { generation: 0, cutAtWallMs: Date.now(), cutAtNs: process.hrtime.bigint() };
+  const cut = { generation: 0, cutAtWallMs: Date.now(), cutAtNs: process.hrtime.bigint(), ...more };
   return source.commit(cut, deviceState, resident);
 }
 
