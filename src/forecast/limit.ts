@@ -7,7 +7,7 @@
  * into force once it has been worth the price of a change, which rises for a VM that changes often. The price per sample
  * is one for all VMs, in units of the VM's own allocation: so samples are left uncovered where covering them is dear and
  * not where it is cheap, and the share asked for is met on average over VMs. Feedback brings a VM that is further off than
- * {@link BAND} back.
+ * {@link SHORT_BAND} or {@link EXCESS_BAND} back.
  * Lost: a quantile of the residuals per hour (1 point more unused at the same coverage, and 24 changes a day); feedback
  * after each hour (3 points more: it swings); changes that are saved up and spent (2 points more: none is left when a
  * limit has to be raised); raising a limit within the hour in which it was exceeded (nothing but changes); a decision at
@@ -15,7 +15,7 @@
  * mixed or chosen by what they cost lately (2 to 5 points more); past hours moved by a ratio (1 to 3 points more) or
  * stretched by the unrest (1 point more); a cost that counts more hours ahead (0.3 points more). Without effect: several
  * outlooks weighted by how true they were, the bounds of the forecast, the same weekday, a price per VM by how often what
- * was expected came, raising that is dearer or cheaper than lowering.
+ * was expected came, raising that is dearer or cheaper than lowering, feedback that raises a price faster than it lowers it.
  */
 import { Recent } from './recent.js';
 import { Smoothed, SortedWindow } from './window.js';
@@ -51,22 +51,28 @@ const CHANGES_FREE = 2.5;
 const CHANGES_POWER = 4;
 /** How much what it was worth an hour ago counts: no limit is changed for what passes. */
 const WORTH_KEEP = 0.5;
-/** How far a VM's coverage, over {@link FEEDBACK_BLOCKS}, may be off before its price moves, and how fast it moves. */
-const BAND = 0.007;
+/**
+ * How far a VM's coverage, over {@link FEEDBACK_BLOCKS}, may be off before its price moves, and how fast it moves. Too
+ * little is mostly a burst, which no price would have covered; too much is a load that is easier to tell than those that
+ * the prices are for, as daily seasons are, and lasts.
+ */
+const SHORT_BAND = 0.007;
+const EXCESS_BAND = 0.002;
 const FEEDBACK_BLOCKS = 480;
 const FEEDBACK_RATE = 0.1;
-/** As logarithms. After a quiet week that made a price much lower, a load that rises would stay uncovered for days. */
-const FACTOR_MIN = -0.5;
+/** The logarithm of the highest factor of the price. */
 const FACTOR_MAX = 4;
-/** Above it so few samples are uncovered that feedback follows chance. */
-const FEEDBACK_SAFETY_MAX = 0.98;
 
-/** Per share asked for, the price of an uncovered sample that meets it on the development VMs. */
-const PRICES: readonly (readonly [number, number])[] = [
-  [0.9, 1.25],
-  [0.95, 1.95],
-  [0.98, 4.7],
-  [0.99, 9.6],
+/**
+ * Per share asked for, the price of an uncovered sample that meets it on the development VMs, and the lowest that feedback
+ * makes of it. Were that less, a load that rises after a quiet week would stay uncovered for days; the dearer the samples,
+ * the further it may fall before that happens.
+ */
+const PRICES: readonly (readonly [number, number, number])[] = [
+  [0.9, 1.3, 0.8],
+  [0.95, 2.1, 1.2],
+  [0.98, 5.5, 1.9],
+  [0.99, 10.5, 3.5],
 ];
 
 export class Limits {
@@ -179,6 +185,7 @@ class Keeper {
   limit = Number.NaN;
   private readonly price: number;
   private logFactor = 0;
+  private readonly logFactorMin: number;
   /** Discounted sum of what was covered more or less than asked. */
   private surplus = 0;
   private readonly allocated = new Smoothed(1 / MEAN_BLOCKS);
@@ -187,7 +194,8 @@ class Keeper {
   private gain = 0;
 
   constructor(private readonly safety: number) {
-    this.price = priceOf(safety);
+    this.price = priceOf(safety, 1);
+    this.logFactorMin = Math.log(priceOf(safety, 2) / this.price);
   }
 
   /** Feedback from the hour that ended. */
@@ -196,13 +204,12 @@ class Keeper {
     this.changesPerDay *= 1 - 1 / MEAN_BLOCKS;
     if (known.length === 0 || Number.isNaN(this.limit)) return;
     this.allocated.push(this.limit);
-    if (this.safety > FEEDBACK_SAFETY_MAX) return;
     const covered = known.filter((value) => value <= this.limit).length / known.length;
     this.surplus += (covered - this.safety - this.surplus) / FEEDBACK_BLOCKS;
 
-    const off = this.surplus > BAND ? this.surplus - BAND : Math.min(0, this.surplus + BAND);
+    const off = this.surplus > 0 ? Math.max(0, this.surplus - EXCESS_BAND) : Math.min(0, this.surplus + SHORT_BAND);
     this.logFactor -= (FEEDBACK_RATE * off) / (1 - this.safety);
-    this.logFactor = Math.max(FACTOR_MIN, Math.min(FACTOR_MAX, this.logFactor * (off === 0 ? 0.98 : 1)));
+    this.logFactor = Math.max(this.logFactorMin, Math.min(FACTOR_MAX, this.logFactor * (off === 0 ? 0.98 : 1)));
   }
 
   /** @param used mean of what is used */
@@ -237,12 +244,13 @@ function comingHour(forecast: (steps: number) => number): number {
   return NEXT_SAMPLE * forecast(1) + (1 - NEXT_SAMPLE) * (sum / SAMPLES_PER_DECISION);
 }
 
-function priceOf(safety: number): number {
+/** Between the shares of {@link PRICES}, a column of it. */
+function priceOf(safety: number, column: 1 | 2): number {
   const odds = (share: number) => Math.log(1 / (1 - share));
   let [lower, upper] = [PRICES[0]!, PRICES[1]!];
   for (let i = 1; i < PRICES.length && PRICES[i - 1]![0] <= safety; i++) [lower, upper] = [PRICES[i - 1]!, PRICES[i]!];
   const part = (odds(safety) - odds(lower[0])) / (odds(upper[0]) - odds(lower[0]));
-  return Math.exp(Math.log(lower[1]) + part * (Math.log(upper[1]) - Math.log(lower[1])));
+  return Math.exp(Math.log(lower[column]) + part * (Math.log(upper[column]) - Math.log(lower[column])));
 }
 
 /** How many of the rising values are below. */
