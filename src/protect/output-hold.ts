@@ -99,7 +99,11 @@ export class OutputHold {
     this.noteCut();
     this.worthATry = true;
     const id = this.nextId();
-    this.make(id, 'on').catch((error: unknown) => this.failed(messageOf(error)));
+    // That of the next epoch is made once this one is there: nothing is to come between it and the guest's first instruction.
+    void this.make(id, 'on').then(
+      () => this.prepare(),
+      (error: unknown) => this.failed(messageOf(error)),
+    );
     this.push(id);
     this.active = true;
   }
