@@ -109,7 +109,7 @@ export class Origins {
     return { origin, image: base, epoch: null, deviceState, hotPath, identity: this.identity(core) };
   }
 
-  private identity(core: VmCore): GuestIdentity {
+  private identity(core: VmCore): Omit<GuestIdentity, 'wallClockMs'> {
     const { network, guest } = core.sides;
     const address6 = guest?.address6 ?? null;
     return {
@@ -120,7 +120,6 @@ export class Origins {
       address6: address6 === null ? null : `${address6}/${network?.subnet6?.prefixLength}`,
       gateway6: network?.hostAddress6 ?? null,
       seed: randomBytes(SEED_BYTES),
-      wallClockMs: Date.now(),
     };
   }
 }

@@ -20,7 +20,7 @@ export type StartFrom =
       /** The file of its hot pages, which may be missing. */
       hotPath: string;
       /** Who the guest is from now on; null when it is who it was. */
-      identity: GuestIdentity | null;
+      identity: Omit<GuestIdentity, 'wallClockMs'> | null;
     };
 
 export interface StartContext {
@@ -59,8 +59,9 @@ export async function startPrimary(from: StartFrom, context: StartContext): Prom
     const { id, headEpoch } = from.image.describe();
     await letRun(qemu, { imageId: id, epoch: headEpoch });
     // Before it is on the network: until then it has another guest's addresses.
-    if (from.identity === null) qemu.agent.setClock(Date.now());
-    else await qemu.agent.identify(from.identity);
+    if (from.identity !== null) await qemu.agent.identify({ ...from.identity, wallClockMs: Date.now() });
+    // A guest that has just woken up was slow to take its identity.
+    qemu.agent.setClock(Date.now());
     connect();
     if (publish.length > 0) await publishPorts(qemu, publish);
     await awakening(qemu, AWAKENING_TIMEOUT_MS);
