@@ -15,7 +15,7 @@
  * mixed or chosen by what they cost lately (2 to 5 points more); past hours moved by a ratio (1 to 3 points more) or
  * stretched by the unrest (1 point more); a cost that counts more hours ahead (0.3 points more). Without effect: several
  * outlooks weighted by how true they were, the bounds of the forecast, the same weekday, a price per VM by how often what
- * was expected came, raising that is dearer or cheaper than lowering, feedback that raises a price faster than it lowers it.
+ * was expected came, raising that is dearer or cheaper than lowering.
  */
 import { Recent } from './recent.js';
 import { Smoothed, SortedWindow } from './window.js';
