@@ -53,7 +53,7 @@ export class OutputHold {
   private holds: Hold[] = [];
   /** The id of one that is made and not switched on yet, behind all of these. */
   private spare: string | null = null;
-  private making = false;
+  private making: Promise<void> | null = null;
   private next = 0;
   private active = false;
   /** An epoch was committed since the holding was suspended: it can be tried again. */
@@ -109,6 +109,16 @@ export class OutputHold {
   }
 
   /**
+   * Before a pause in which QEMU is to switch a hold on: it is made. An epoch without one of its own would let nothing go,
+   * and whoever waits would wait for the next.
+   */
+  async prepared(): Promise<void> {
+    if (this.closed || (!this.active && !this.worthATry)) return;
+    this.prepare();
+    await this.making;
+  }
+
+  /**
    * What the guest sends after the pause that is about to come goes into a hold of its own. Where QEMU serves pauses, it
    * switches it on in there; else it is told now, through its monitor, and the `stop` must be on its way already.
    * @returns the hold, for commit(); null when nothing is to be held now
@@ -161,10 +171,9 @@ export class OutputHold {
 
   /** Makes the hold of the next epoch. */
   private prepare(): void {
-    if (this.spare !== null || this.making || this.closed || this.holds.length >= HOLDS_MAX - 1) return;
+    if (this.spare !== null || this.making !== null || this.closed || this.holds.length >= HOLDS_MAX - 1) return;
     const id = this.nextId();
-    this.making = true;
-    void this.make(id, 'off')
+    this.making = this.make(id, 'off')
       .then(
         () => {
           if (this.closed) this.delete(id);
@@ -173,7 +182,7 @@ export class OutputHold {
         (error: unknown) => this.failed(messageOf(error)),
       )
       .finally(() => {
-        this.making = false;
+        this.making = null;
       });
   }
 

@@ -36,6 +36,7 @@ export async function pauseInside(
   pagesMax: number | undefined,
   output: OutputHold | null,
 ): Promise<Pause> {
+  await output?.prepared();
   const hold = output?.begin() ?? null;
   const countOffset = output?.sentOffset;
   const { cutAtNs, cutAtMs, pauseMs, count, holdFailed, ...pass } = await source
