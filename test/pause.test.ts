@@ -9,14 +9,14 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { CHECKOUT } from '../harness/checkout.js';
 import type { DoomedTask } from '../harness/doomed-manager.js';
 import type { ShadowImage } from '../src/native/image.js';
-import { EpochSource } from '../src/native/memory.js';
+import type { EpochSource } from '../src/native/memory.js';
 import { cutEpoch, endsProtection, needsResync } from '../src/protect/epoch.js';
 import { QEMU_FD } from '../src/qemu/argv.js';
 import { QemuProcess } from '../src/qemu/process.js';
 import { MIB } from '../src/vm/spec.js';
 import { BareQemus, until } from './bare-qemu.js';
 import { qemuVersions } from './qemu10.js';
-import { commit, differences, TestImages } from './test-image.js';
+import { commit, differences, TestImages, trackedEpochs } from './test-image.js';
 
 const RAM_BYTES = 128 * MIB;
 const TIMEOUT_MS = 2000;
@@ -34,10 +34,7 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
     leave = use();
     qemus = await BareQemus.open();
     primary = await qemus.boot(RAM_BYTES);
-    const { ram, control, pid } = primary;
-    image = await images.create(RAM_BYTES);
-    source = new EpochSource({ ram, control, pid, tracking: 'write', image: image.native });
-    await source.sync();
+    ({ image, source } = await trackedEpochs(primary, images));
   });
   afterAll(async () => {
     source.close();
@@ -137,10 +134,7 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
   test('one whose monitor is cut off is waited for no longer, nor is one that dies', async () => {
     for (const end of ['cut off', 'killed']) {
       const other = await qemus.launch();
-      const { ram, control, pid } = other;
-      const { native } = await images.create(ram.bytes);
-      const its = new EpochSource({ ram, control, pid, tracking: 'write', image: native });
-      await its.sync();
+      const { source: its } = await trackedEpochs(other, images);
       other.freeze();
       const cutting = cutEpoch(other, its).catch((thrown: unknown) => thrown);
       await sleep(20);

@@ -12,6 +12,7 @@ import {
   QemuControl,
   type ResidentRam,
 } from '../src/native/memory.js';
+import type { QemuProcess } from '../src/qemu/process.js';
 
 const PAGE = 4096;
 const PRESENT = 2; // native/shim/control.h
@@ -108,4 +109,13 @@ export async function residentPages(
   }
   copy.close();
   return { present, stale };
+}
+
+/** A QEMU's epochs by write tracking, compared once with a new image. */
+export async function trackedEpochs(qemu: Pick<QemuProcess, 'ram' | 'control' | 'pid'>, images: TestImages) {
+  const { ram, control, pid } = qemu;
+  const image = await images.create(ram.bytes);
+  const source = new EpochSource({ ram, control, pid, tracking: 'write', image: image.native });
+  await source.sync();
+  return { image, source };
 }

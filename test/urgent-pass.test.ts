@@ -2,12 +2,12 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { ShadowImage } from '../src/native/image.js';
-import { EpochSource } from '../src/native/memory.js';
+import type { EpochSource } from '../src/native/memory.js';
 import { cutEpoch } from '../src/protect/epoch.js';
 import type { QemuProcess } from '../src/qemu/process.js';
 import { MIB } from '../src/vm/spec.js';
 import { BareQemus } from './bare-qemu.js';
-import { commit, differences, TestImages } from './test-image.js';
+import { commit, differences, TestImages, trackedEpochs } from './test-image.js';
 
 const RAM_BYTES = 640 * MIB;
 const BURST_PAGES = 32 * 256;
@@ -22,10 +22,7 @@ const images = new TestImages();
 beforeAll(async () => {
   qemus = await BareQemus.open();
   primary = await qemus.boot(RAM_BYTES);
-  const { ram, control, pid } = primary;
-  image = await images.create(RAM_BYTES);
-  source = new EpochSource({ ram, control, pid, tracking: 'write', image: image.native });
-  await source.sync();
+  ({ image, source } = await trackedEpochs(primary, images));
 });
 afterAll(async () => {
   source.close();
