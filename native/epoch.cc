@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "addon.h"
 #include "fault_point.h"
@@ -20,6 +21,9 @@ constexpr size_t kStagingPagesMin = 128;
 // Twice as much of a VM whose epochs come more often than this, as they do in strict mode under load.
 constexpr int64_t kInQuickSuccessionNs = 50'000'000;
 constexpr long kCountLookNs = 100'000;
+// A guest says that it lives within a millisecond, or several when it has much to do; one that hangs never does.
+constexpr std::chrono::milliseconds kSignTimeMax{20};
+constexpr std::chrono::microseconds kSignLook{500};  // and whether its process lives still
 constexpr uint32_t kNoSlot = UINT32_MAX;
 // 4 MiB with each epoch: a commit stays short while a standby fills.
 constexpr size_t kFillPagesPerCommit = 1024;
@@ -290,6 +294,25 @@ bool EpochBuffer::AwaitCount(size_t offset, uint16_t wanted, int64_t timeoutNs) 
   }
 }
 
+void EpochBuffer::NoteSign(int64_t atNs) {
+  {
+    std::lock_guard<std::mutex> lock(signMutex_);
+    signAtNs_ = atNs;
+  }
+  signCame_.notify_all();
+}
+
+bool EpochBuffer::AwaitSign(int64_t afterNs) {
+  const auto until = std::chrono::steady_clock::now() + kSignTimeMax;
+  std::unique_lock<std::mutex> lock(signMutex_);
+  for (;;) {
+    ThrowUnlessAlive();
+    if (signAtNs_ > afterNs) return true;
+    if (std::chrono::steady_clock::now() >= until) return false;
+    signCame_.wait_for(lock, kSignLook);
+  }
+}
+
 // ---- Recording ----
 
 // A failure is told at the end of the pass: a tracker's scan that ends in the middle has re-armed pages that it did not
@@ -346,16 +369,19 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
     if (!recording_) image_->Begin();
     recording_ = true;
     if (disks_) stats.diskPages = disks_->RecordAll(record_);
-    if (cut.holdsOutput) ThrowUnlessAlive();
     const EpochMeta meta = {image_->LastEpoch() + 1, image_->HeadEpoch(), cut.generation, cut.wallMs, cut.monotonicNs};
-    const AppendStats appended = image_->Commit(meta, deviceState, deviceBytes);
+    bool lived = false;
+    // When it counts is to be when its output leaves: what is not released yet when its process dies is sent again only
+    // after 200 ms, and a guest from the epoch before answers anew at once.
+    const AppendStats appended = image_->Commit(meta, deviceState, deviceBytes, [&] {
+      if (cut.holdsOutput) lived = AwaitSign(cut.monotonicNs);
+    });
     stats.storedBytes = appended.storedBytes;
     helperCpuNs = appended.helperCpuNs;
     recording_ = false;
     stats.epoch = meta.epoch;
-    // From here and not from the event loop, which may have something else to do: somebody waits for it, and what is not
-    // released yet when its process dies is sent again only after 200 ms.
-    stats.released = cut.releases != 0 && signAtNs_ > cut.monotonicNs;
+    // From here and not from the event loop, which may have something else to do.
+    stats.released = cut.releases != 0 && lived;
     if (stats.released) control_->Release(cut.releases);
   } catch (const Failure&) {
     Abort();

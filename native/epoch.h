@@ -1,8 +1,9 @@
 // One VM's memory epochs: collect what changed, then commit it to the shadow image whole or not at all.
 #pragma once
-#include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -115,8 +116,8 @@ class EpochBuffer {
   // ERR_VM_DEAD for an epoch that holds output of a process that has died: its guest believes that it has sent.
   EpochStats Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes, const Resident* resident,
                     const DiskTwins& twins);
-  // A sign of life came from the guest at that time, CLOCK_MONOTONIC. From any thread, also while it commits.
-  void NoteSign(int64_t atNs) { signAtNs_ = atNs; }
+  // The guest has lived at that time, CLOCK_MONOTONIC, or later. From any thread, also while it commits.
+  void NoteSign(int64_t atNs);
   void Abort();
   // The image goes back to an epoch, and the resident pages and the twins of its disks with it. Throws ERR_NO_EPOCH, with
   // nothing changed.
@@ -162,6 +163,8 @@ class EpochBuffer {
   bool MayGrow(const Resident& resident) const;
   void Install(const Resident& resident, size_t page, const uint8_t* content);
   void ThrowUnlessAlive() const;
+  // False when none comes for long: the epoch counts, but nobody knows whether its guest lived.
+  bool AwaitSign(int64_t afterNs);
   uint16_t ReadCount(size_t offset) const;
   void ResetStaging();
 
@@ -174,7 +177,9 @@ class EpochBuffer {
   bool synced_ = false;
   bool recording_ = false;  // the image has an open record
   bool absentIsZero_ = false;  // in a full comparison of a RAM that is filled: what was never installed is zeros
-  std::atomic<int64_t> signAtNs_{0};  // the newest one
+  std::mutex signMutex_;
+  std::condition_variable signCame_;
+  int64_t signAtNs_ = 0;  // the newest one
   bool guestRuns_ = false;  // during this pass: what does not fit may be compressed at once
   std::optional<Failure> noRoom_;  // why this pass could not compress: it ends by that, with its pages pending
 

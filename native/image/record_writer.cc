@@ -166,7 +166,8 @@ void RecordWriter::DropSuperseded() {
   pending_.erase(pending_.begin(), pending_.begin() + static_cast<ptrdiff_t>(to));
 }
 
-void RecordWriter::WriteCommit(CommitHeader header, const uint8_t* device, size_t deviceBytes) {
+void RecordWriter::WriteCommit(CommitHeader header, const uint8_t* device, size_t deviceBytes,
+                               const std::function<void()>& beforeItCounts) {
   header.sequence = sequence_;
   CommitWriter commit(writer_, image_.key());
   commit.Header(header, device, deviceBytes, {}, compressor_);
@@ -176,11 +177,13 @@ void RecordWriter::WriteCommit(CommitHeader header, const uint8_t* device, size_
     if (p.kind == Pending::kZero) commit.Entry(p.page, EntryKind::kZero, 0, 0, 0, 0);
   for (const Pending& p : pending_)
     if (p.kind == Pending::kBase) commit.Entry(p.page, EntryKind::kBase, 0, 0, 0, 0);
+  beforeItCounts();
   commit.Finish(recordOffset_);
   writer_.Flush();
 }
 
-AppendStats RecordWriter::Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes) {
+AppendStats RecordWriter::Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes,
+                                 const std::function<void()>& beforeItCounts) {
   if (open_ != RecordKind::kEpoch) throw Failure{"ERR_NO_RECORD", "commit", "no record is open"};
   try {
     CommitHeader header = {};
@@ -214,7 +217,7 @@ AppendStats RecordWriter::Commit(const EpochMeta& meta, const uint8_t* device, s
     header.changedPages = stats.changedPages;
     const uint64_t commitOffset = writer_.position();
     FaultPoint("append", 3);
-    WriteCommit(header, device, deviceBytes);
+    WriteCommit(header, device, deviceBytes, beforeItCounts);
     stats.storedBytes = writer_.position() - recordOffset_;
     EpochRecord record;
     record.info = {meta, stats.changedPages, stats.storedBytes, false};
@@ -242,7 +245,7 @@ void RecordWriter::WriteRewind(uint64_t epoch) {
       header.lastEpoch = image_.lastEpoch;
       header.durableSequence = image_.durableSequence;
     }
-    WriteCommit(header, nullptr, 0);
+    WriteCommit(header, nullptr, 0, [] {});
   } catch (...) {
     Abandon();
     throw;

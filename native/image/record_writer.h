@@ -1,5 +1,6 @@
 // Appends records to the log: the state of the one that is open.
 #pragma once
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -13,7 +14,8 @@ class RecordWriter {
   // Somebody waits for this record, the open one or the next: from here on two threads compress it.
   void Hurry();
   void Add(size_t page, uint64_t hash, const uint8_t* content);
-  AppendStats Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes);
+  AppendStats Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes,
+                     const std::function<void()>& beforeItCounts);
   // Writes a record without pages that makes an older epoch the head again. Settle makes it count.
   void WriteRewind(uint64_t epoch);
   // The caller holds the image's lock.
@@ -34,7 +36,8 @@ class RecordWriter {
   void WriteBlocks();
   void Compress(size_t blocks);
   void DropSuperseded();
-  void WriteCommit(CommitHeader header, const uint8_t* device, size_t deviceBytes);
+  void WriteCommit(CommitHeader header, const uint8_t* device, size_t deviceBytes,
+                   const std::function<void()>& beforeItCounts);
   void Publish(const EpochRecord& record);
   void Forget();
 

@@ -127,8 +127,9 @@ static RecordWriter& WriterOf(const ImageState& state) {
 void ShadowImage::Hurry() { WriterOf(*state_).Hurry(); }
 void ShadowImage::Begin() { WriterOf(*state_).Begin(RecordKind::kEpoch); }
 void ShadowImage::Add(size_t page, uint64_t hash, const uint8_t* content) { WriterOf(*state_).Add(page, hash, content); }
-AppendStats ShadowImage::Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes) {
-  return WriterOf(*state_).Commit(meta, device, deviceBytes);
+AppendStats ShadowImage::Commit(const EpochMeta& meta, const uint8_t* device, size_t deviceBytes,
+                                const std::function<void()>& beforeItCounts) {
+  return WriterOf(*state_).Commit(meta, device, deviceBytes, beforeItCounts);
 }
 void ShadowImage::Abandon() {
   if (state_->writer && state_->writer->epochOpen()) state_->writer->Abandon();

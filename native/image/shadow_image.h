@@ -146,7 +146,9 @@ class ShadowImage : public PageSource {
   void Add(size_t page, uint64_t hash, const uint8_t* content);
   // parent must be HeadEpoch(), epoch above LastEpoch() (ERR_EPOCH_ORDER). When it throws, the record is abandoned and
   // the head unchanged. ERR_IMAGE_FULL: see Compact.
-  AppendStats Commit(const EpochMeta& meta, const uint8_t* deviceState, size_t deviceBytes);
+  // `beforeItCounts` is called when all of the record is written but its end; if it throws, nothing of it remains.
+  AppendStats Commit(const EpochMeta& meta, const uint8_t* deviceState, size_t deviceBytes,
+                     const std::function<void()>& beforeItCounts = [] {});
   void Abandon();  // harmless without a record
 
   // ---- read ----

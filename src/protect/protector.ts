@@ -347,11 +347,11 @@ export class Protector {
     return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, flush);
   }
 
-  /** Tells the source, which may be committing by then, of the sign of life that comes after the cut. */
+  /** Tells the source, which may be committing by then, when the guest has lived after the cut. */
   private async noteSign({ cutAtNs }: CutEpoch): Promise<void> {
     const { agent } = this.options.primary;
-    if ((agent.lastSignAtNs ?? 0n) <= cutAtNs) await agent.nextSign();
-    if (agent.lastSignAtNs !== null) this.source.noteSign(agent.lastSignAtNs);
+    while (agent.livedAtNs <= cutAtNs) if (!(await agent.nextSign())) return;
+    this.source.noteSign(agent.livedAtNs);
   }
 
   /** @returns whether what had been sent before the cut is let go already */
@@ -361,7 +361,7 @@ export class Protector {
     const holdsOutput = cut.hold !== null;
     // What is to be on the disk before anything leaves is not there yet when it is committed.
     const releases = cut.hold === null || durability === 'epoch' ? 0 : (output?.releasedBy(cut.hold) ?? 0);
-    if (releases !== 0) void this.noteSign(cut);
+    if (holdsOutput) void this.noteSign(cut);
     const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs, holdsOutput, releases };
     const result = await this.source.commit(when, cut.deviceState, resident(), disks?.twins);
     if (durability === 'epoch') await image.flush();

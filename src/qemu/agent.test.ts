@@ -108,14 +108,18 @@ describe('an agent', () => {
 
   test('takes the answer to a ping for a sign of life as good as a beat, and tells who waits for one', async () => {
     const sign = agent.nextSign();
-    guest.write('pong\n');
+    agent.ping();
+    await expect.poll(() => heard).toMatch(/^ping \d+\n$/);
+    guest.write(heard.replace('i', 'o'));
     await sign;
     const pongAtNs = agent.lastSignAtNs as bigint;
     expect(agent.beats).toBe(0);
+    expect(agent.livedAtNs > 0n && agent.livedAtNs < pongAtNs).toBe(true);
     const next = agent.nextSign();
     guest.write('beat 1 2 3 4 a\n');
     await next;
     expect(agent.lastSignAtNs! > pongAtNs).toBe(true);
+    expect(agent.livedAtNs < pongAtNs).toBe(true); // a beat may have been sent long before
     const none = agent.nextSign();
     agent.close();
     await none;

@@ -80,6 +80,11 @@ export class GuestAgent {
   firstSignAtNs: bigint | null = null;
   /** When the newest one came. */
   lastSignAtNs: bigint | null = null;
+  /**
+   * It has lived at this time or later, CLOCK_MONOTONIC ns: when the newest ping was sent that it has answered. A sign of
+   * life may have been under way for a while when it comes.
+   */
+  livedAtNs = 0n;
   private tellSign: ((came: boolean) => void) | undefined;
   private awaitedSign: Promise<boolean> | null = null;
   beats = 0;
@@ -100,7 +105,7 @@ export class GuestAgent {
 
   /** Asks for a sign of life at once. */
   ping(): void {
-    this.socket.write('ping\n');
+    this.socket.write(`ping ${process.hrtime.bigint()}\n`);
   }
 
   /** Resolves with the guest's next sign of life, or with false when there will be none. */
@@ -210,7 +215,12 @@ export class GuestAgent {
 
   private readLine(line: string, atNs: bigint): void {
     const beat = parseBeat(line, atNs);
-    if (beat !== null || line === 'pong') this.noteSign(atNs);
+    const pong = /^pong (\d{1,19})$/.exec(line);
+    if (pong !== null) {
+      const askedAtNs = BigInt(pong[1] as string);
+      if (askedAtNs > this.livedAtNs && askedAtNs <= atNs) this.livedAtNs = askedAtNs;
+    }
+    if (beat !== null || pong !== null) this.noteSign(atNs);
     if (beat !== null) {
       this.last = beat;
       this.beats++;
