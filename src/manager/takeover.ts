@@ -2,6 +2,7 @@
  * A VM's promotions: what the effects of the switchover mean for its QEMUs, taps and epochs. The order of the effects is
  * the machine's (switchover/machine.ts).
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
 import { messageOf } from '../errors.js';
 import type { CommittedEpoch } from '../protect/protector.js';
@@ -23,6 +24,8 @@ import { letRun, loadFromImage, publishPorts } from './wake.js';
 
 /** After its promotion a guest has the host for itself until its first heartbeat, but not longer than this. */
 const AWAKENING_MS = 500;
+/** And then so long for its answers to whoever it serves: what they need is remembered as part of its awakening. */
+const ANSWERED_MS = 150;
 /** QEMUs that may die, or refuse the state, before a promotion is given up. */
 const LOAD_FAILURES_MAX = 4;
 
@@ -130,7 +133,9 @@ export class Takeover {
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     core.primary?.qmp.destroy();
     const shadow = this.shadow();
-    await shadow.halt();
+    const halted = shadow.halt();
+    this.collectFrames(); // what comes between the two taps would be lost
+    await halted;
     faultPoint('promotion', 2);
     const run = this.run as PromotionRun;
     const epochs = { newest: shadow.headEpoch, newestConfirmed: shadow.newestConfirmed(), all: () => shadow.epochs() };
@@ -239,7 +244,8 @@ export class Takeover {
       loadFromImage(qemu, image, from.deviceState, core.hotPath, onCorrupt),
       this.shadow().completeDisks(),
     ]);
-    this.collectFrames(); // while QEMU is busy
+    this.collectFrames(); // again, if its QEMU was not there yet
+    if (core.strict.mode === 'strict') core.sides.replayTo(other(core.side)); // while it is busy
     await loaded;
     faultPoint('promotion', 5);
   }
@@ -252,7 +258,6 @@ export class Takeover {
     const { core } = this.options;
     try {
       core.sides.connect(other(core.side));
-      if (core.strict.mode === 'strict') core.sides.replayTo(other(core.side));
     } catch (error) {
       core.logError(error, 'collecting what the guest is sent');
     }
@@ -312,6 +317,7 @@ export class Takeover {
     core.otherSideFree = (async () => {
       await imageFree;
       await awake;
+      await sleep(ANSWERED_MS);
       core.limitPrimary();
       core.noteAwakening(primary, null);
       await old?.dispose();
