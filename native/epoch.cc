@@ -530,7 +530,7 @@ void EpochBuffer::Rewind(uint64_t epoch, const Resident* resident, const DiskTwi
   }
   std::vector<std::vector<uint64_t>> disksBefore;
   for (const auto& twin : twins) disksBefore.push_back(twin->Hashes(*image_));
-  image_->Rewind(epoch);
+  image_->Rewind(epoch, false);
   synced_ = false;  // what is given up now is reported no more
   for (size_t i = 0; i < twins.size(); i++) twins[i]->Rewound(*image_, disksBefore[i]);
   if (resident == nullptr) return;

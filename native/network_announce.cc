@@ -126,6 +126,19 @@ Napi::Value Announce(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// sendBlank(ifname): void. A frame to nobody, of a type that is for experiments: whoever is behind the interface drops it.
+Napi::Value SendBlank(const Napi::CallbackInfo& info) {
+  const std::string name = NameArgument(info, 0, "sendBlank(ifname)");
+  constexpr size_t kFrameBytesMin = 60;
+  uint8_t frame[kFrameBytesMin] = {};
+  ethhdr header{};
+  header.h_dest[0] = header.h_source[0] = 0x02;  // of local meaning
+  header.h_proto = htons(ETH_P_802_EX1);
+  memcpy(frame, &header, sizeof header);
+  SendFrame(info.Env(), name, frame, sizeof frame);
+  return info.Env().Undefined();
+}
+
 // learnAddress(ifname, mac): boolean. Tells the bridge that mac is behind its port ifname, as if a frame had come from
 // there (it ages as such): what a host sends out of its bridge teaches the neighbours but not the bridge itself.
 // false: the port does not forward (down, no carrier, or in no bridge), so it can not learn either.
@@ -172,6 +185,7 @@ Napi::Value SetNeighbour(const Napi::CallbackInfo& info) {
 
 void RegisterAnnounce(Napi::Env env, Napi::Object exports) {
   exports.Set("announce", Napi::Function::New(env, Announce));
+  exports.Set("sendBlank", Napi::Function::New(env, SendBlank));
   exports.Set("learnAddress", Napi::Function::New(env, LearnAddress));
   exports.Set("setNeighbour", Napi::Function::New(env, SetNeighbour));
 }

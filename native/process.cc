@@ -152,6 +152,7 @@ void QemuControl::Register(Napi::Env env, Napi::Object exports) {
                    InstanceAccessor<&QemuControl::LifelineFd>("lifelineFd"),
                    InstanceAccessor<&QemuControl::BellFd>("bellFd"),
                    InstanceMethod<&QemuControl::ReleaseHolds>("releaseHolds"),
+                   InstanceMethod<&QemuControl::UnreleasedHolds>("unreleasedHolds"),
                    InstanceMethod<&QemuControl::GivePauseUp>("givePauseUp"),
                    InstanceMethod<&QemuControl::AllowPauses>("allowPauses"),
                    InstanceMethod<&QemuControl::Read>("read"),
@@ -235,6 +236,13 @@ Napi::Value QemuControl::ReleaseHolds(const Napi::CallbackInfo& info) {
   if (bits == 0) return Napi::Boolean::New(info.Env(), __atomic_load_n(&control.page()->pause.release, __ATOMIC_SEQ_CST) == 0);
   control.Release(bits);
   return Napi::Boolean::New(info.Env(), false);
+}
+
+// unreleasedHolds(): a bit for each that was to be released and of which nothing has left.
+Napi::Value QemuControl::UnreleasedHolds(const Napi::CallbackInfo& info) {
+  const shadowvm_pause* pause = &Open(info.Env()).page()->pause;
+  const uint32_t asked = __atomic_load_n(&pause->release, __ATOMIC_SEQ_CST);
+  return Napi::Number::New(info.Env(), asked & ~__atomic_load_n(&pause->releasing, __ATOMIC_SEQ_CST));
 }
 
 // allowPauses(): before the start: QEMU is of a version whose functions the shim knows.

@@ -93,6 +93,7 @@ class QemuControl : public Napi::ObjectWrap<QemuControl> {
   Napi::Value LifelineFd(const Napi::CallbackInfo& info);
   Napi::Value BellFd(const Napi::CallbackInfo& info);
   Napi::Value ReleaseHolds(const Napi::CallbackInfo& info);
+  Napi::Value UnreleasedHolds(const Napi::CallbackInfo& info);
   void GivePauseUp(const Napi::CallbackInfo& info);
   void AllowPauses(const Napi::CallbackInfo& info);
   void SetPausedForEpoch(const Napi::CallbackInfo& info);

@@ -163,6 +163,7 @@ void Compaction::Publish(const EpochRecord& fold, uint64_t epoch, CompactStats* 
   {
     std::unique_lock<std::shared_mutex> lock(image_.mutex);
     foldSlot = image_.segments.Add(fold.segment);
+    image_.undo.epoch = 0;
   }
   for (size_t from = 0; from < table_->pages(); from += kSwapPages) {
     std::unique_lock<std::shared_mutex> lock(image_.mutex);

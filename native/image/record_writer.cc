@@ -51,6 +51,7 @@ void RecordWriter::Begin(RecordKind kind) {
     // Room for what Publish adds.
     if (image_.chain.size() == image_.chain.capacity()) image_.chain.reserve(2 * image_.chain.size() + 16);
     image_.unsynced.reserve(image_.unsynced.size() + 1);
+    image_.undo.entries.reserve(kUndoPagesMax);
     image_.recordOpen = true;
     sequence_ = image_.lastSequence + 1;
     if (segment_ && segment_->sealed) segment_ = nullptr;
@@ -256,7 +257,11 @@ void RecordWriter::WriteRewind(uint64_t epoch) {
 void RecordWriter::Publish(const EpochRecord& record) {
   uint64_t stored = 0;
   std::unique_lock<std::shared_mutex> lock(image_.mutex);
+  UndoTable& undo = image_.undo;
+  undo.epoch = pending_.size() <= kUndoPagesMax ? record.info.meta.epoch : 0;
+  undo.entries.clear();
   for (const Pending& p : pending_) {
+    if (undo.epoch != 0) undo.entries.push_back({p.page, image_.table.At(p.page), image_.table.Hash(p.page)});
     if (p.kind == Pending::kStored) {
       image_.table.Set(p.page, Location::In(EntryKind::kBlock, segmentSlot_, p.block, p.slot), p.hash);
       stored++;

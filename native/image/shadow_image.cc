@@ -136,25 +136,28 @@ void ShadowImage::Abandon() {
 }
 void ShadowImage::Flush() { state_->Flush(); }
 
-void ShadowImage::Rewind(uint64_t epoch) {
+void ShadowImage::Rewind(uint64_t epoch, bool durably) {
   ImageState& s = *state_;
   {
     std::lock_guard<std::mutex> moving(s.tableMutex);
     const std::vector<EpochRecord> records = s.ChainTo(epoch);
     if (epoch == HeadEpoch()) return;
+    const bool undone = s.UndoLeadsTo(epoch);
     PageTable table(s.identity.pages());
-    s.Load(records, &table);
+    if (!undone) s.Load(records, &table);
     FaultPoint("rewind", 1);
     WriterOf(s).Begin(RecordKind::kRewind);  // from here on no epoch is committed
     s.writer->WriteRewind(epoch);
     FaultPoint("rewind", 2);
     std::unique_lock<std::shared_mutex> lock(s.mutex);
-    s.table.Assign(table);
+    if (undone) s.Undo();
+    else s.table.Assign(table);
     s.chain.resize(records.size());
+    s.undo.epoch = 0;
     s.writer->Settle();
   }
   FaultPoint("rewind", 3);
-  Flush();
+  if (durably) Flush();
 }
 
 ImageStats ShadowImage::Stats() const {

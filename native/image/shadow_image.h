@@ -167,8 +167,10 @@ class ShadowImage : public PageSource {
   std::vector<uint8_t> DeviceState(uint64_t epoch) const;  // ERR_NO_EPOCH
 
   // ---- upkeep ----
-  // The head becomes `epoch`, durably; later epochs are given up. ERR_NO_EPOCH, ERR_BUSY while a record is open.
-  void Rewind(uint64_t epoch);
+  // The head becomes `epoch`; later epochs are given up. Quick when it is the one before the head, else the log is read.
+  // Whoever waits for a promotion does not wait for the disk: durably is with the next Flush then. ERR_NO_EPOCH, ERR_BUSY
+  // while a record is open.
+  void Rewind(uint64_t epoch, bool durably = true);
   // Makes everything committed so far survive a power loss. One flush covers all epochs before it.
   void Flush();
   // Folds epochs before the window into one table and drops what nothing needs any more. When maxBytes can not be kept

@@ -74,6 +74,15 @@ std::vector<EpochRecord> ImageState::ChainTo(uint64_t epoch) const {
   throw Failure{"ERR_NO_EPOCH", "image", "epoch " + std::to_string(epoch) + " is not kept (any more)"};
 }
 
+bool ImageState::UndoLeadsTo(uint64_t epoch) const {
+  std::shared_lock<std::shared_mutex> lock(mutex);
+  return chain.size() >= 2 && undo.epoch == chain.back().info.meta.epoch && chain[chain.size() - 2].info.meta.epoch == epoch;
+}
+
+void ImageState::Undo() {
+  for (const UndoTable::Entry& entry : undo.entries) table.Set(entry.page, entry.location, entry.hash);
+}
+
 void ImageState::Load(const std::vector<EpochRecord>& records, PageTable* into) {
   for (const EpochRecord& record : records) {
     // The slot of each segment that this table can name; slots do not move while the caller holds tableMutex.

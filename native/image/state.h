@@ -21,6 +21,19 @@ struct EpochRecord {
   uint64_t end = 0;
 };
 
+// What the head's own epoch changed in the index, so that to take it back is no matter of reading the log.
+struct UndoTable {
+  struct Entry {
+    uint32_t page;
+    Location location;
+    uint64_t hash;
+  };
+  uint64_t epoch = 0;  // 0: nothing is known
+  std::vector<Entry> entries;
+};
+// An epoch with more pages is taken back by the log.
+constexpr size_t kUndoPagesMax = 2048;
+
 // A folder's descriptor with an advisory lock, which the kernel drops with the process.
 class FolderLock {
  public:
@@ -49,6 +62,7 @@ struct ImageState {
   PageTable table;  // of the head
   SegmentSet segments;
   std::vector<EpochRecord> chain;  // oldest first, the head last
+  UndoTable undo;                  // of the head
   uint64_t lastEpoch = 0;
   uint64_t lastSequence = 0;
   uint64_t durableSequence = 0;
@@ -78,6 +92,10 @@ struct ImageState {
   std::string PathOf(SegmentKind kind, uint32_t number) const;
   // Copies of the chain up to `epoch`; throws ERR_NO_EPOCH when it can not be reached (any more).
   std::vector<EpochRecord> ChainTo(uint64_t epoch) const;
+  // The epoch is the one before the head, and `undo` tells what the head changed.
+  bool UndoLeadsTo(uint64_t epoch) const;
+  // Puts back what the head changed in the table. The caller holds the lock.
+  void Undo();
   // Applies the tables of these records, in order. Segments that they name and that are not there become lost ones.
   void Load(const std::vector<EpochRecord>& records, PageTable* into);
   void Flush();

@@ -89,6 +89,7 @@ struct shadowvm_pause {
   int64_t cut_at_ns;  // CLOCK_MONOTONIC, once it stands still
   int64_t cut_at_wall_ns;
   char error[160];  // what went wrong in QEMU, "" if nothing
+  uint32_t releasing;  // those of `release` whose deletion has begun, or is over
 };
 
 struct shadowvm_control {

@@ -122,6 +122,7 @@ static void pause_guest(struct shadowvm_pause *pause) {
 // The packets of holds that are deleted leave.
 static void release(struct shadowvm_pause *pause) {
   const uint32_t bits = atomic_load((_Atomic uint32_t *)&pause->release);
+  atomic_fetch_or((_Atomic uint32_t *)&pause->releasing, bits);
   for (unsigned i = 0; i < SHADOWVM_HOLDS_MAX; i++) {
     if (!(bits & 1u << i)) continue;
     char id[16];
@@ -132,6 +133,7 @@ static void release(struct shadowvm_pause *pause) {
   }
   // Whoever sees this knows that they have left.
   atomic_fetch_and((_Atomic uint32_t *)&pause->release, ~bits);
+  atomic_fetch_and((_Atomic uint32_t *)&pause->releasing, ~bits);
 }
 
 static void on_bell(void *opaque) {

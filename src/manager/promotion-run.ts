@@ -45,6 +45,8 @@ export interface EpochsToChoose {
   newest: number;
   /** The newest one that a heartbeat came after; null when there is none. */
   newestConfirmed: number | null;
+  /** The newest one whose output has left, or may have; null when there is none. */
+  newestSent: number | null;
   /** Oldest first. Called only for a VM that is taken further back: it costs a moment of the outage. */
   all: () => readonly EpochInfo[];
 }
@@ -55,7 +57,7 @@ export interface EpochsToChoose {
  */
 export function chooseEpoch(
   run: Pick<PromotionRun, 'cause' | 'killedFromOutside' | 'wellAtMs' | 'wanted' | 'decidedAtMs'>,
-  { newest, newestConfirmed, all }: EpochsToChoose,
+  { newest, newestConfirmed, newestSent, all }: EpochsToChoose,
   last: LastPromotion | null,
 ): EpochChoice | null {
   if (run.wanted !== null)
@@ -90,6 +92,13 @@ export function chooseEpoch(
         newestConfirmed === newest
           ? null
           : 'the epochs after it were cut after the last heartbeat and may show a dead guest',
+    };
+  if (run.cause !== null && newestSent !== null && newestSent < newest)
+    return {
+      epoch: newestSent,
+      rewinds: 0,
+      because:
+        'what its guest sent in the epoch after it died with its QEMU, and is answered anew at once from this one',
     };
   return { epoch: newest, rewinds: 0, because: null };
 }

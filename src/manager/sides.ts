@@ -239,9 +239,9 @@ export class VmSides {
     this.trails.delete(side);
   }
 
-  /** Lets a side's traffic flow; no effect without taps. @throws NETWORK_FAILED */
-  connect(side: Side): void {
-    if (this.guest !== null) this.network?.connectTap(this.tap(side), this.guest);
+  /** Lets a side's traffic flow, to wait at its tap when its guest does; no effect without taps. @throws NETWORK_FAILED */
+  connect(side: Side, guestWaits = false): void {
+    if (this.guest !== null) this.network?.connectTap(this.tap(side), this.guest, guestWaits);
   }
 
   /** Tells the others on the network where the guest is; no effect without taps. @throws NETWORK_FAILED */

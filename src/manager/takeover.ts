@@ -126,6 +126,7 @@ export class Takeover {
     onFence();
     faultPoint('promotion', 1);
     core.sides.cut(core.side);
+    this.collectFrames(); // at once: what comes between the two taps is lost
     core.primary?.kill();
     this.letDie(core.side);
     const wasStrict = core.strict.mode === 'strict';
@@ -133,12 +134,15 @@ export class Takeover {
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     core.primary?.qmp.destroy();
     const shadow = this.shadow();
-    const halted = shadow.halt();
-    this.collectFrames(); // what comes between the two taps would be lost
-    await halted;
+    await shadow.halt();
     faultPoint('promotion', 2);
     const run = this.run as PromotionRun;
-    const epochs = { newest: shadow.headEpoch, newestConfirmed: shadow.newestConfirmed(), all: () => shadow.epochs() };
+    const epochs = {
+      newest: shadow.headEpoch,
+      newestConfirmed: shadow.newestConfirmed(),
+      newestSent: shadow.newestSent(),
+      all: () => shadow.epochs(),
+    };
     const choice = chooseEpoch(run, epochs, this.before);
     if (choice === null) throw new Error('the guest has died from every epoch that there is, the oldest one included');
     run.rewinds = choice.rewinds;
@@ -147,8 +151,9 @@ export class Takeover {
       run.from = newest;
     } else {
       run.from = await shadow.rewind(choice.epoch);
-      // What left the guest is of epochs that a heartbeat came after.
-      const breaksStrict = wasStrict && choice.epoch < (epochs.newestConfirmed ?? epochs.newest);
+      // What left the guest is of epochs that a heartbeat came after, and that it had begun to leave with.
+      const sent = Math.min(epochs.newestConfirmed ?? epochs.newest, epochs.newestSent ?? epochs.newest);
+      const breaksStrict = wasStrict && choice.epoch < sent;
       this.tellRewind(newest?.epoch, choice.epoch, choice.because ?? '', breaksStrict);
     }
     faultPoint('promotion', 3);
@@ -257,7 +262,7 @@ export class Takeover {
   private collectFrames(): void {
     const { core } = this.options;
     try {
-      core.sides.connect(other(core.side));
+      core.sides.connect(other(core.side), true);
     } catch (error) {
       core.logError(error, 'collecting what the guest is sent');
     }

@@ -54,6 +54,8 @@ export interface QemuControl {
    * @returns whether none is left of all that were to be released: for 0, which asks only
    */
   releaseHolds(bits: number): boolean;
+  /** Of a process that has died: those of which nothing has left, though they were to be released; a bit for each. */
+  unreleasedHolds(): number;
   /** A `collectPaused` that is under way ends at once, with ERR_PAUSE, whatever became of its QEMU. */
   givePauseUp(): void;
   /** The disks are what this epoch of the image holds, and were not written since. */
@@ -155,8 +157,9 @@ export interface EpochCut {
   cutAtWallMs: number;
   cutAtNs: bigint;
   /**
-   * What the guest has sent since the epoch before is held in its QEMU for this one: with ERR_VM_DEAD it is not committed
-   * once that has died. Its guest believes that it has sent, and would say so again only when its time runs out.
+   * What the guest has sent since the epoch before is held in its QEMU for this one: it is committed when the guest has
+   * lived after it, and with ERR_VM_DEAD not at all once its QEMU has died. Its guest believes that it has sent, and would
+   * say so again only when its time runs out.
    */
   holdsOutput?: boolean;
   /** Holds, as of QemuControl's `releaseHolds`, to be deleted once this is committed, if a sign of life has come after it by then. */

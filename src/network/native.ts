@@ -39,6 +39,8 @@ export interface NativeNetwork {
   counters(name: string): InterfaceCounters;
   countersByName(prefix: string): Record<string, InterfaceCounters>;
   announce(name: string, mac: string, address: string): void;
+  /** A frame to nobody. */
+  sendBlank(name: string): void;
   learnAddress(name: string, mac: string): boolean;
   setNeighbour(name: string, address: string, mac: string): void;
   PacketTrail: new (tap: string) => PacketTrail;

@@ -181,10 +181,11 @@ export class Network {
    * Lets traffic flow: the tap goes up, the bridge and the host learn where the guest is. A tap that was cut or severed
    * before is connected again.
    * @param guest null: for a guest whose addresses are not known; the tap only forwards
+   * @param guestWaits it does not run yet, and is to find what it is sent at its tap
    * @returns whether the port forwards already; false when no QEMU is attached
    * @throws NOT_ROOT, NETWORK_FAILED
    */
-  connectTap(tap: string, guest: GuestAddresses | null): boolean {
+  connectTap(tap: string, guest: GuestAddresses | null, guestWaits = false): boolean {
     const native = nativeNetwork();
     return attempt('connect the tap', tap, () => {
       try {
@@ -193,6 +194,9 @@ export class Network {
         if (errnoOf(error) !== 'EBUSY') throw error;
       }
       native.setUp(tap, true);
+      // QEMU takes one frame for a guest that does not run yet, and loses it: at the guest's start the network hands it over
+      // before the device may take any (seen with 7.2 and 10). After that one it leaves frames at the tap.
+      if (guestWaits) native.sendBlank(tap);
       const forwards = native.setPortForwarding(tap, true);
       // If this is the only running port, the bridge regains its carrier with it, but the kernel's link watch lets the
       // host's own traffic through up to a second later. Being set up (again) brings it up to date at once.

@@ -112,6 +112,11 @@ export class Protector {
   pausedTotalMs = 0;
   /** The epochs that a promotion can start from, newest last: at most UNCONFIRMED_MAX older ones can be gone back to. */
   private history: CommittedEpoch[] = [];
+  /**
+   * What leaves with the newest epoch, as QemuControl has it, and whether QEMU was told to let it. 0: nothing does, or nobody
+   * can tell whether it has.
+   */
+  private leaving = { holds: 0, told: false };
   private heldUntilMs = 0;
   private scrubPage = 0;
   private scrubDueMs = 0;
@@ -182,10 +187,26 @@ export class Protector {
     return this.history.at(-1 - this.unconfirmed())?.epoch ?? null;
   }
 
+  /**
+   * Of a primary that has died: the newest epoch whose output has left, or may have. The one after it promised nothing to
+   * anybody, but its guest believes that it has answered, and would say so again only after 200 ms. null before the first.
+   */
+  newestSent(): number | null {
+    const { holds, told } = this.leaving;
+    const unsent = holds !== 0 && (!told || (this.options.primary.control.unreleasedHolds() & holds) === holds);
+    return this.history.at(unsent && this.history.length > 1 ? -2 : -1)?.epoch ?? null;
+  }
+
   /** After halt(): the image goes back to `to`, one of its epochs, and the later ones are given up. */
   async rewind(to: CommittedEpoch): Promise<void> {
     await this.source.rewind(to.epoch, this.options.resident(), this.options.disks?.twins);
     this.history = [to];
+    this.leaving = { holds: 0, told: false };
+  }
+
+  /** One of the newest epochs; undefined for one that is older, or none. */
+  recall(epoch: number): CommittedEpoch | undefined {
+    return this.history.find((each) => each.epoch === epoch);
   }
 
   /** After halt(): the shadow's disks are what the image's head holds. @throws what keeps them from that */
@@ -287,6 +308,7 @@ export class Protector {
       const maySoon = await Promise.race([agent.nextSign(), this.sleep(CONFIRMATION_POLL_MS).then(() => true)]);
       if (!maySoon) return; // nor of the epochs to come: its death is about to be told
     }
+    this.leaving.told = true;
     output.commit(cut.hold);
   }
 
@@ -359,8 +381,9 @@ export class Protector {
     const lagMs = this.lagMs();
     const { image, durability, events, generation, resident, disks } = this.options;
     const holdsOutput = cut.hold !== null;
+    const holds = cut.hold === null ? 0 : (output?.releasedBy(cut.hold) ?? 0);
     // What is to be on the disk before anything leaves is not there yet when it is committed.
-    const releases = cut.hold === null || durability === 'epoch' ? 0 : (output?.releasedBy(cut.hold) ?? 0);
+    const releases = durability === 'epoch' ? 0 : holds;
     if (holdsOutput) void this.noteSign(cut);
     const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs, holdsOutput, releases };
     const result = await this.source.commit(when, cut.deviceState, resident(), disks?.twins);
@@ -370,6 +393,7 @@ export class Protector {
     const { cutAtNs, cutAtMs, deviceState } = cut;
     this.history = [...this.history.slice(-UNCONFIRMED_MAX), { epoch: result.epoch, cutAtNs, cutAtMs, deviceState }];
 
+    this.leaving = { holds, told: result.released };
     this.quiet = cut.quiet;
     this.writesDisks = cut.diskPages > 0;
     this.pauses.add(cut.pauseMs);

@@ -147,10 +147,15 @@ export class Shadow {
     return this.protector?.newestConfirmed() ?? null;
   }
 
+  /** See Protector.newestSent. */
+  newestSent(): number | null {
+    return this.protector?.newestSent() ?? null;
+  }
+
   /** After halt(): the image goes back to an older epoch, and the later ones are given up. @throws EPOCH_NOT_FOUND */
   async rewind(epoch: number): Promise<CommittedEpoch> {
     if (this.image === null) throw this.notReady('its image is not open yet');
-    const to = await readEpoch(this.image, epoch, this.options.spec.name);
+    const to = this.protector?.recall(epoch) ?? (await readEpoch(this.image, epoch, this.options.spec.name));
     if (this.protector === null) await this.image.rewind(epoch);
     else await this.protector.rewind(to);
     this.woundBackTo = to;
