@@ -2,8 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,8 +9,10 @@
 #include <chrono>
 
 #include "addon.h"
+#include "clock_ns.h"
 #include "fault_point.h"
 #include "guest_pause.h"
+#include "thread_nice.h"
 
 // The share of the RAM that the staging area may hold before it is compressed into the record, and keeps between epochs
 // so that a pause does not pay for page faults. A shadow is to cost 1 % in all.
@@ -28,34 +28,27 @@ constexpr uint32_t kNoSlot = UINT32_MAX;
 // 4 MiB with each epoch: a commit stays short while a standby fills.
 constexpr size_t kFillPagesPerCommit = 1024;
 
-static int64_t ClockNs(clockid_t clock) {
-  struct timespec t;
-  clock_gettime(clock, &t);
-  return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
-}
-
 // Fills in how long an operation took, and how much CPU time of this thread: on a busy host these differ.
 class Stopwatch {
  public:
   template <typename Stats>
   void Stop(Stats* stats) const {
-    stats->ns = ClockNs(CLOCK_MONOTONIC) - startNs_;
+    stats->ns = MonotonicNs() - startNs_;
     stats->cpuNs = ClockNs(CLOCK_THREAD_CPUTIME_ID) - startCpuNs_;
   }
 
  private:
-  const int64_t startNs_ = ClockNs(CLOCK_MONOTONIC);
+  const int64_t startNs_ = MonotonicNs();
   const int64_t startCpuNs_ = ClockNs(CLOCK_THREAD_CPUTIME_ID);
 };
 
 // Puts this thread behind other work for as long as it lives.
 class LowPriority {
  public:
-  LowPriority() : before_(getpriority(PRIO_PROCESS, Tid())) { setpriority(PRIO_PROCESS, Tid(), 10); }
-  ~LowPriority() { setpriority(PRIO_PROCESS, Tid(), before_); }  // fails without privileges, and then nothing is ahead
+  LowPriority() : before_(getpriority(PRIO_PROCESS, ThreadId())) { SetThreadNice(10); }
+  ~LowPriority() { SetThreadNice(before_); }  // fails without privileges, and then nothing is ahead
 
  private:
-  static id_t Tid() { return static_cast<id_t>(syscall(SYS_gettid)); }
   const int before_;
 };
 
@@ -142,7 +135,7 @@ PassStats EpochBuffer::Collect(const ScanOptions& options) {
 
 PauseStats EpochBuffer::CollectPaused(const PauseOptions& options) {
   PauseStats stats;
-  const int64_t askedNs = ClockNs(CLOCK_MONOTONIC);
+  const int64_t askedNs = MonotonicNs();
   GuestPause pause(*control_, options.timeoutNs);
   pause.Stop(options.hold);
   FaultPoint("pause", 1);
@@ -154,7 +147,7 @@ PauseStats EpochBuffer::CollectPaused(const PauseOptions& options) {
   stats.cutAtNs = told.cut_at_ns;
   stats.cutAtWallNs = told.cut_at_wall_ns;
   stats.holdFailed = options.hold >= 0 && told.hold_failed != 0;
-  stats.pausedNs = ClockNs(CLOCK_MONOTONIC) - askedNs;
+  stats.pausedNs = MonotonicNs() - askedNs;
   return stats;
 }
 
@@ -285,10 +278,10 @@ uint16_t EpochBuffer::ReadCount(size_t offset) const {
 }
 
 bool EpochBuffer::AwaitCount(size_t offset, uint16_t wanted, int64_t timeoutNs) const {
-  const int64_t untilNs = ClockNs(CLOCK_MONOTONIC) + timeoutNs;
+  const int64_t untilNs = MonotonicNs() + timeoutNs;
   for (;;) {
     if (static_cast<int16_t>(ReadCount(offset) - wanted) >= 0) return true;
-    if (control_->dead() || ClockNs(CLOCK_MONOTONIC) >= untilNs) return false;
+    if (control_->dead() || MonotonicNs() >= untilNs) return false;
     const struct timespec pause = {0, kCountLookNs};
     nanosleep(&pause, nullptr);
   }
@@ -562,7 +555,7 @@ void EpochBuffer::ResetStaging() {
   slotsUsed_ = 0;
   // What a pause took beyond the usual goes back to the host, but later while one epoch follows the other: in each of their
   // pauses the guest would wait for as many page faults.
-  const int64_t nowNs = ClockNs(CLOCK_MONOTONIC);
+  const int64_t nowNs = MonotonicNs();
   const size_t keep = nowNs - resetAtNs_ < kInQuickSuccessionNs ? 2 * slotsWarm_ : slotsWarm_;
   resetAtNs_ = nowNs;
   if (slotsTouched_ <= keep) return;

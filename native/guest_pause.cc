@@ -8,16 +8,11 @@
 #include <climits>
 #include <cstring>
 
+#include "clock_ns.h"
 #include "worker.h"
 
 // How often to look whether the process still lives: its death does not wake whoever waits for its next step.
 constexpr int64_t kLookNs = 1000000;
-
-static int64_t NowNs() {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
-}
 
 static bool Step(shadowvm_pause* pause, shadowvm_pause_step from, shadowvm_pause_step to) {
   uint32_t expected = from;
@@ -29,7 +24,7 @@ static bool Step(shadowvm_pause* pause, shadowvm_pause_step from, shadowvm_pause
 }
 
 GuestPause::GuestPause(const ControlPage& control, int64_t timeoutNs)
-    : control_(control), pause_(&control.page()->pause), untilNs_(NowNs() + timeoutNs) {}
+    : control_(control), pause_(&control.page()->pause), untilNs_(MonotonicNs() + timeoutNs) {}
 
 GuestPause::~GuestPause() { GiveUp(control_); }
 
@@ -61,7 +56,7 @@ void GuestPause::Await(shadowvm_pause_step from, shadowvm_pause_step to, const c
     if (control_.dead()) throw Failure{"ERR_VM_DEAD", "pause", "the VM's process died during the pause"};
     if (step != static_cast<uint32_t>(from))
       throw Failure{"ERR_PAUSE", "pause", std::string("QEMU was to ") + what + ", and the pause was given up"};
-    if (NowNs() >= untilNs_) throw Failure{"ERR_PAUSE", "pause", std::string("QEMU did not ") + what + " in time"};
+    if (MonotonicNs() >= untilNs_) throw Failure{"ERR_PAUSE", "pause", std::string("QEMU did not ") + what + " in time"};
     syscall(SYS_futex, &pause_->step, FUTEX_WAIT, step, &look, nullptr, 0);
   }
 }

@@ -1,25 +1,19 @@
 #include "helper_thread.h"
 
 #include <pthread.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <utility>
 
-static int64_t ThreadCpuNs() {
-  struct timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
-}
+#include "clock_ns.h"
+#include "thread_nice.h"
 
 HelperThread::HelperThread(const char* name) {
   if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) CPU_ZERO(&allowed_);
   thread_ = std::thread([this, name] {
     pthread_setname_np(pthread_self(), name);
     // As the worker's own: a guest stands still meanwhile. Failing is fine.
-    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), -10);
+    SetThreadNice(-10);
     Loop();
   });
 }
@@ -69,9 +63,9 @@ void HelperThread::Loop() {
     if (stop_) return;
     state_ = State::kWorking;
     lock.unlock();
-    const int64_t startNs = ThreadCpuNs();
+    const int64_t startNs = ClockNs(CLOCK_THREAD_CPUTIME_ID);
     work_();
-    const int64_t cpuNs = ThreadCpuNs() - startNs;
+    const int64_t cpuNs = ClockNs(CLOCK_THREAD_CPUTIME_ID) - startNs;
     lock.lock();
     cpuNs_ = cpuNs;
     state_ = State::kIdle;

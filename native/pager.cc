@@ -7,14 +7,15 @@
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 
+#include "clock_ns.h"
 #include "descriptor.h"
+#include "thread_nice.h"
 
 constexpr size_t kTimesKept = 4096;
 constexpr int kFaultNice = -10;  // a guest's processor waits
@@ -23,14 +24,6 @@ constexpr useconds_t kYieldUs = 50;
 constexpr useconds_t kNoMemoryUs = 1000;
 constexpr int64_t kThrottleSliceNs = 20'000'000;
 constexpr size_t kMissedMax = 2048;
-
-static int64_t NowNs() {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
-}
-
-static void SetNice(int nice) { setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), nice); }
 
 Pager::Pager(int pid, std::shared_ptr<ControlPage> control, std::shared_ptr<SharedMemory> ram,
              std::shared_ptr<const PageSource> source, OnTrouble onTrouble)
@@ -70,7 +63,7 @@ void Pager::Start(size_t faultThreads) {
   for (size_t i = 0; i < faultThreads; i++)
     threads_.emplace_back([this] {
       pthread_setname_np(pthread_self(), "shadowvm-fault");
-      SetNice(kFaultNice);
+      SetThreadNice(kFaultNice);
       FaultLoop();
     });
 }
@@ -107,13 +100,13 @@ void Pager::FaultLoop() {
     if (!(fds[0].revents & POLLIN) || read(uffd_, &message, sizeof message) != static_cast<ssize_t>(sizeof message))
       continue;
     if (message.event != UFFD_EVENT_PAGEFAULT) continue;
-    const int64_t startNs = NowNs();
+    const int64_t startNs = MonotonicNs();
     serving_++;
     const size_t page = static_cast<size_t>((message.arg.pagefault.address - base_) / kPageBytes);
     if (page < source_->pages()) {
       faults_++;
       if (Serve(page, scratch))
-        Record(page, NowNs() - startNs);
+        Record(page, MonotonicNs() - startNs);
       else
         deferred.push_back(page);
     }
@@ -240,15 +233,15 @@ void Pager::WaitForTurn(int64_t* nextNs) {
     return;
   }
   const int64_t pageNs = static_cast<int64_t>(kPageBytes * 1'000'000'000ull / limit);
-  int64_t nowNs = NowNs();
+  int64_t nowNs = MonotonicNs();
   // What was not used is not saved up, beyond one slice: a limit is no mean of a whole fill.
   *nextNs = std::max(*nextNs, nowNs - kThrottleSliceNs) + pageNs;
-  for (; *nextNs > nowNs && !stop_ && !control_->dead() && fillBytesPerSecond_ == limit; nowNs = NowNs())
+  for (; *nextNs > nowNs && !stop_ && !control_->dead() && fillBytesPerSecond_ == limit; nowNs = MonotonicNs())
     usleep(static_cast<useconds_t>(std::min(*nextNs - nowNs, kThrottleSliceNs) / 1000 + 1));
 }
 
 void Pager::KeepHot(const std::string& path, const std::vector<uint32_t>& pages) const {
-  SetNice(kFillNice);
+  SetThreadNice(kFillNice);
   WriteHotPages(path, *source_, pages, stop_);
 }
 
@@ -295,11 +288,11 @@ void Pager::FillPage(size_t page, PageScratch& scratch, bool zeros) {
 }
 
 FillResult Pager::Fill(const std::string& hotPath) {
-  const int64_t startNs = NowNs();
+  const int64_t startNs = MonotonicNs();
   PageScratch scratch;
-  SetNice(kFaultNice);
+  SetThreadNice(kFaultNice);
   const std::vector<uint32_t> expected = FillHot(hotPath, scratch);
-  SetNice(kFillNice);
+  SetThreadNice(kFillNice);
   int64_t nextNs = 0;
   const std::vector<uint32_t> order = source_->FillOrder();
   for (size_t i = 0; i < order.size() && !stop_; i++) {
@@ -317,7 +310,7 @@ FillResult Pager::Fill(const std::string& hotPath) {
   // From here on whatever is missing is zeros, and the shim answers for it too: QEMU needs no manager any more.
   __atomic_store_n(&control_->page()->filled, 1, __ATOMIC_RELEASE);
   control_->Nudge();
-  return {installedPages_, faults_, NowNs() - startNs};
+  return {installedPages_, faults_, MonotonicNs() - startNs};
 }
 
 PagerStats Pager::Stats() const {

@@ -14,15 +14,10 @@
 #include <cstring>
 
 #include "addon.h"
+#include "clock_ns.h"
 #include "descriptor.h"
 #include "guest_pause.h"
 #include "page_states.h"
-
-static int64_t MonotonicNs() {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
-}
 
 // Where in the file the disks begin: behind the page and the states of the RAM's pages.
 static size_t ControlBytes(size_t ramBytes) {

@@ -1,11 +1,9 @@
 #include "worker.h"
 
 #include <pthread.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "addon.h"
+#include "thread_nice.h"
 
 Failure ErrnoFailure(int number, const std::string& syscall, const std::string& subject) {
   const char* name = strerrorname_np(number);
@@ -21,7 +19,7 @@ Worker::Worker(Napi::Env env, const char* name, std::function<void()> interrupt)
   thread_ = std::thread([this, name] {
     pthread_setname_np(pthread_self(), name);
     // The last copy of an epoch runs while the guest stands still: ahead of other work, if we may. Failing is fine.
-    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), -10);
+    SetThreadNice(-10);
     Loop();
   });
 }
