@@ -2,9 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <climits>
@@ -14,6 +12,7 @@
 
 #include "addon.h"
 #include "descriptor.h"
+#include "thread_nice.h"
 
 constexpr int kFreeNice = 19;
 
@@ -53,20 +52,18 @@ SharedMemory::SharedMemory(int fd, size_t bytes)
   }
 }
 
-// To take a RAM apart that nobody else has open costs 60 ms of CPU time per GiB, which no event loop has to spare.
+// To take a RAM apart that nobody else has open costs 60 ms of CPU time per GiB, which no event loop has to spare. It comes
+// with the end of the mapping, which is the last one to hold it.
 SharedMemory::~SharedMemory() {
-  const auto letGo = [fd = fd, bytes = bytes, base = base] {
-    munmap(base, bytes);
-    close(fd);
-  };
+  close(fd);
   try {
-    std::thread([letGo] {
+    std::thread([bytes = bytes, base = base] {
       pthread_setname_np(pthread_self(), "shadowvm-free");
-      setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kFreeNice);
-      letGo();
+      SetThreadNice(kFreeNice);
+      munmap(base, bytes);
     }).detach();
   } catch (const std::system_error&) {
-    letGo();
+    munmap(base, bytes);
   }
 }
 
