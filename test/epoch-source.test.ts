@@ -3,6 +3,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
 import { NATIVE_BUILD_DIR } from '../src/native/index.js';
@@ -215,6 +216,14 @@ describe('epochs of a plain memory', () => {
     expect([await release(), control.releaseHolds(0)]).toEqual([false, true]);
     source.noteSign(process.hrtime.bigint()); // of before the cut
     expect([await release(), control.releaseHolds(0)]).toEqual([false, true]);
+    const waits = release();
+    const { headEpoch } = native.describe();
+    await sleep(5); // the word is waited for, and the epoch does not count before it
+    expect(native.describe().headEpoch).toBe(headEpoch);
+    source.noteSign(process.hrtime.bigint());
+    expect(await waits).toBe(true);
+    expect(native.describe().headEpoch).toBe(headEpoch + 1);
+    expect(control.unreleasedHolds()).toBe(0b101); // nobody is there who would
     source.noteSign(process.hrtime.bigint() + 10n ** 9n);
     expect((await commit(source)).released).toBe(false); // nothing was to leave
     expect([await release(), control.releaseHolds(0)]).toEqual([true, false]);

@@ -106,6 +106,17 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
     await expectImageFollows();
   });
 
+  test('what it was to let go and has not begun to is known, whenever it ends', async () => {
+    primary.freeze();
+    await until('its stop', () => /^State:\tT/m.test(readFileSync(`/proc/${primary.pid}/status`, 'utf8')));
+    primary.control.releaseHolds(0b1001);
+    expect(primary.control.unreleasedHolds()).toBe(0b1001);
+    primary.handle.signal(18); // SIGCONT
+    await until('an answer', () => primary.control.releaseHolds(0));
+    expect(primary.control.unreleasedHolds()).toBe(0);
+    await expectGuestRuns();
+  });
+
   test.each([
     [{}, 'timeoutMs'],
     [{ timeoutMs: 0 }, 'timeoutMs'],

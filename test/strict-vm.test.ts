@@ -1,4 +1,5 @@
 /** Strict mode with real guests: nothing leaves before it is committed, and nothing that left is ever taken back. */
+import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { InProcessManager } from '../harness/in-process.js';
@@ -168,6 +169,37 @@ test('a planned switchover keeps the connection', async () => {
   await sleep(500);
   await account.stop();
   expect(await redis.send('GET', 'count')).toBe(`${account.acknowledged}`);
+  redis.close();
+});
+
+test('an epoch whose output died with its QEMU is not the one that its shadow wakes up from', async () => {
+  await manager.shadowReady('a');
+  await manager.until('strict mode', () => strict() === 'active');
+  const redis = await connect();
+  expect(await redis.send('SET', 'key', 'before')).toBe('OK');
+  const { agent, control, pid } = manager.processes('a').primary;
+  // The release comes from the event loop, and QEMU dies when it is told of it.
+  agent.nextSign = () => new Promise(() => {});
+  const releaseHolds = control.releaseHolds.bind(control);
+  const releaseAndDie = (holds: number) => {
+    process.kill(pid, 'SIGSTOP');
+    while (!/^State:\tT/m.test(readFileSync(`/proc/${pid}/status`, 'utf8')));
+    releaseHolds(holds);
+    process.kill(pid, 'SIGKILL');
+    return false;
+  };
+  Object.defineProperty(control, 'releaseHolds', { value: releaseAndDie });
+  const rewound = manager.nextEvent('a', 'promotion.rewound');
+  const promoted = manager.nextPromotion('a');
+  const answer = redis.send('SET', 'key', 'after');
+  expect(await rewound).toMatchObject({
+    message: expect.stringContaining('died with its QEMU'),
+    data: { breaksStrict: false },
+  });
+  const { epoch } = await promoted;
+  expect((await rewound).data).toMatchObject({ from: epoch + 1, to: epoch });
+  expect(await answer).toBe('OK'); // not the dead one's, which nobody has heard
+  expect(await redis.send('GET', 'key')).toBe('after');
   redis.close();
 });
 

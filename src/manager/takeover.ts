@@ -126,17 +126,25 @@ export class Takeover {
     onFence();
     faultPoint('promotion', 1);
     core.sides.cut(core.side);
-    this.collectFrames(); // at once: what comes between the two taps is lost
+    if (this.shadow().qemu !== null) this.collectFrames(); // at once: what comes between the two taps is lost
     core.primary?.kill();
     this.letDie(core.side);
     const wasStrict = core.strict.mode === 'strict';
     core.strict.hold?.close();
     // Its monitor may be frozen: whoever waits for an answer is told at once.
     core.primary?.qmp.destroy();
-    const shadow = this.shadow();
-    await shadow.halt();
+    await this.shadow().halt();
     faultPoint('promotion', 2);
+    await this.goBack(wasStrict);
+    faultPoint('promotion', 3);
+    (this.run as PromotionRun).fencedAtNs = process.hrtime.bigint();
+  }
+
+  /** To the epoch that the VM is to wake up from: the newest one, most often. */
+  private async goBack(wasStrict: boolean): Promise<void> {
+    const { core } = this.options;
     const run = this.run as PromotionRun;
+    const shadow = this.shadow();
     const epochs = {
       newest: shadow.headEpoch,
       newestConfirmed: shadow.newestConfirmed(),
@@ -149,15 +157,20 @@ export class Takeover {
     const newest = shadow.committed;
     if (newest?.epoch === choice.epoch) {
       run.from = newest;
-    } else {
-      run.from = await shadow.rewind(choice.epoch);
-      // What left the guest is of epochs that a heartbeat came after, and that it had begun to leave with.
-      const sent = Math.min(epochs.newestConfirmed ?? epochs.newest, epochs.newestSent ?? epochs.newest);
-      const breaksStrict = wasStrict && choice.epoch < sent;
-      this.tellRewind(newest?.epoch, choice.epoch, choice.because ?? '', breaksStrict);
+      return;
     }
-    faultPoint('promotion', 3);
-    run.fencedAtNs = process.hrtime.bigint();
+    try {
+      run.from = await shadow.rewind(choice.epoch);
+    } catch (error) {
+      // The newest is as good but for 200 ms when the other one was only the last that had sent, and is not kept any more.
+      const asGood = choice.epoch === epochs.newestSent && epochs.newestConfirmed === epochs.newest;
+      if (newest === null || !asGood) throw error;
+      run.from = newest;
+      return core.logError(error, 'going back to what had been sent');
+    }
+    // What left the guest is of epochs that a heartbeat came after, and that it had begun to leave with.
+    const sent = Math.min(epochs.newestConfirmed ?? epochs.newest, epochs.newestSent ?? epochs.newest);
+    this.tellRewind(newest?.epoch, choice.epoch, choice.because ?? '', wasStrict && choice.epoch < sent);
   }
 
   /** Without it the promotion goes on, slower. */
