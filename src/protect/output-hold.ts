@@ -199,14 +199,13 @@ export class OutputHold {
 
   /** The holds that leave with the epoch of `hold`, as QemuControl has them: a bit for each. 0 where QEMU must be told by its monitor. */
   releasedBy(hold: string): number {
-    const older = this.holds.slice(
-      0,
-      Math.max(
-        0,
-        this.holds.findIndex(({ id }) => id === hold),
-      ),
-    );
-    return this.qemu.servesPauses ? older.reduce((bits, { id }) => bits | (1 << numberOf(id)), 0) : 0;
+    const end = this.holds.findIndex(({ id }) => id === hold);
+    return this.qemu.servesPauses ? bitsOf(this.holds.slice(0, Math.max(0, end))) : 0;
+  }
+
+  /** Those that were not let go, in the same way; but for those that an epoch's commit lets go before commit() is told. */
+  get kept(): number {
+    return bitsOf(this.holds);
   }
 
   /**
@@ -319,3 +318,4 @@ export class OutputHold {
 }
 
 const numberOf = (id: string): number => Number(id.slice('hold'.length));
+const bitsOf = (holds: readonly Hold[]): number => holds.reduce((bits, { id }) => bits | (1 << numberOf(id)), 0);

@@ -7,6 +7,7 @@ import type { QemuProcess } from '../qemu/process.js';
 import type { Durability, PacingLimits } from '../vm/spec.js';
 import type { Quantiles } from '../vm/view.js';
 import { type CutEpoch, cutEpoch, endsProtection, lacksRoom, needsResync } from './epoch.js';
+import { type Leaving, mayHaveLeft } from './leaving.js';
 import type { OutputHold } from './output-hold.js';
 import { type EpochCost, isDueStrict, lookAgainMs, nextIntervalMs, smoothCost } from './pacing.js';
 import { Samples } from './samples.js';
@@ -112,11 +113,8 @@ export class Protector {
   pausedTotalMs = 0;
   /** The epochs that a promotion can start from, newest last: at most UNCONFIRMED_MAX older ones can be gone back to. */
   private history: CommittedEpoch[] = [];
-  /**
-   * What leaves with the newest epoch, as QemuControl has it, and whether QEMU was told to let it. 0: nothing does, or nobody
-   * can tell whether it has.
-   */
-  private leaving = { holds: 0, told: false };
+  /** With the newest epoch. */
+  private leaving: Leaving = { holds: 0, told: false };
   private heldUntilMs = 0;
   private scrubPage = 0;
   private scrubDueMs = 0;
@@ -192,9 +190,12 @@ export class Protector {
    * anybody, but its guest believes that it has answered, and would say so again only after 200 ms. null before the first.
    */
   newestSent(): number | null {
-    const { holds, told } = this.leaving;
-    const unsent = holds !== 0 && (!told || (this.options.primary.control.unreleasedHolds() & holds) === holds);
-    return this.history.at(unsent && this.history.length > 1 ? -2 : -1)?.epoch ?? null;
+    const { primary, output } = this.options;
+    const [before, newest] = [this.history.at(-2), this.history.at(-1)];
+    if (before === undefined || newest === undefined) return newest?.epoch ?? null;
+    const heldMs = Number(process.hrtime.bigint() - before.cutAtNs) / 1e6;
+    const left = mayHaveLeft(this.leaving, output()?.kept ?? 0, primary.control.unreleasedHolds(), heldMs);
+    return (left ? newest : before).epoch;
   }
 
   /** After halt(): the image goes back to `to`, one of its epochs, and the later ones are given up. */
