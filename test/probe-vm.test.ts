@@ -29,6 +29,9 @@ test('a service that hangs in a guest that beats: the shadow takes over, once', 
   const seq = lastSeq();
   const promoted = manager.nextPromotion('a');
   const detected = manager.nextEvent('a', 'failure.detected');
+  // Else an epoch may be cut while the command is under way, and the probe be answered after it: it would stop the service
+  // again in the guest that wakes up from it.
+  await manager.port.vmForTest('a').shadow?.hold(400);
   await manager.port.guestExec('a', 'kill -STOP $(pidof redis-server)');
   expect(await detected).toMatchObject({
     data: { cause: 'probe-failed', wellAtMs: expect.any(Number) },

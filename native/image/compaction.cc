@@ -163,7 +163,6 @@ void Compaction::Publish(const EpochRecord& fold, uint64_t epoch, CompactStats* 
   {
     std::unique_lock<std::shared_mutex> lock(image_.mutex);
     foldSlot = image_.segments.Add(fold.segment);
-    image_.undo.epoch = 0;
   }
   for (size_t from = 0; from < table_->pages(); from += kSwapPages) {
     std::unique_lock<std::shared_mutex> lock(image_.mutex);
@@ -180,6 +179,7 @@ void Compaction::Publish(const EpochRecord& fold, uint64_t epoch, CompactStats* 
     const auto first = std::find_if(image_.chain.begin(), image_.chain.end(),
                                     [&](const EpochRecord& record) { return record.info.meta.epoch == epoch; });
     *first = fold;
+    image_.undo.epoch = 0;  // it may lead into victims, also when it came during the loop above
     image_.chain.erase(image_.chain.begin(), first);
     for (size_t slot = 0; slot < image_.segments.size(); slot++) {
       if (!victim_[slot] || slot == foldSlot) continue;
