@@ -24,7 +24,7 @@ import { letRun, loadFromImage, publishPorts } from './wake.js';
 
 /** After its promotion a guest has the host for itself until its first heartbeat, but not longer than this. */
 const AWAKENING_MS = 500;
-/** And then so long for its answers to whoever it serves: what they need is remembered as part of its awakening. */
+/** And then so long for its answers to whoever it serves: what is left of a promotion costs CPU time. */
 const ANSWERED_MS = 150;
 /** QEMUs that may die, or refuse the state, before a promotion is given up. */
 const LOAD_FAILURES_MAX = 4;
@@ -335,9 +335,9 @@ export class Takeover {
     core.otherSideFree = (async () => {
       await imageFree;
       await awake;
+      core.noteAwakening(primary, null, ANSWERED_MS);
       await sleep(ANSWERED_MS);
       core.limitPrimary();
-      core.noteAwakening(primary, null);
       await old?.dispose();
       await core.sides.retire(oldSide);
     })().catch((error: unknown) => core.logError(error, 'after the promotion'));

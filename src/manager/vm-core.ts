@@ -175,10 +175,10 @@ export class VmCore {
   }
 
   /** Learns from an awakening that is over what the next one will need; a golden snapshot's first guest for all of them. */
-  noteAwakening(qemu: QemuProcess, goldenHotPath: string | null): void {
+  noteAwakening(qemu: QemuProcess, goldenHotPath: string | null, afterMs = 0): void {
     if (qemu.hasDied) return;
     const forAll = goldenHotPath !== null && !existsSync(goldenHotPath) ? [goldenHotPath] : [];
-    qemu.keepHot([this.hotPath, ...forAll]).catch((error: unknown) => {
+    qemu.keepHot([this.hotPath, ...forAll], afterMs).catch((error: unknown) => {
       if (!qemu.hasDied) this.logError(error, 'keeping hot pages');
     });
   }

@@ -5,6 +5,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import type { Duplex } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
 import { diesOfSigkill } from '../host/process-stat.js';
@@ -363,12 +364,16 @@ export class QemuProcess {
       () => false,
     );
   }
-  /** Writes what this awakening needed into files that the next ones are filled from first. Ends before dispose() does. */
-  keepHot(paths: string[]): Promise<void> {
+  /**
+   * Writes what this awakening needed so far into files that the next ones are filled from first, after a while. Ends before
+   * dispose() does.
+   */
+  keepHot(paths: string[], afterMs = 0): Promise<void> {
     const { pager } = this;
     if (pager === null || this.released) return Promise.resolve();
     const pages = pager.needed();
     const kept = (async () => {
+      await sleep(afterMs);
       for (const each of paths) if (!this.released) await pager.keepHot(each, pages);
     })();
     this.keeping = kept.catch(() => {}); // told to who asked for it
