@@ -143,10 +143,11 @@ class EpochBuffer {
     bool changed;   // in a commit: not what the image held before
   };
 
-  ScanResult CollectWritten(const ScanOptions& options, PassStats* stats);
+  ScanResult CollectWritten(ScanOptions options, PassStats* stats);
   void CollectByChecksum(PassStats* stats);
   void CollectPending(PassStats* stats);
   void CollectSuspects(PassStats* stats);
+  void RearmColdPages(size_t firstPage, size_t endPage);
   void StageRun(size_t firstPage, size_t endPage, PassStats* stats);
   Captured& Stage(size_t page);
   void StageHashed(size_t page, const uint8_t* content, uint64_t hash);
@@ -166,6 +167,9 @@ class EpochBuffer {
   // False when none comes for long: the epoch counts, but nobody knows whether its guest lived.
   bool AwaitSign(int64_t afterNs);
   uint16_t ReadCount(size_t offset) const;
+  bool InQuickSuccession() const;
+  // For the next epoch, of what this one has changed.
+  void NoteHotPages();
   void ResetStaging();
 
   const std::shared_ptr<SharedMemory> source_;
@@ -188,6 +192,9 @@ class EpochBuffer {
   std::vector<bool> pending_;  // page → to be collected again after an abort
   bool anyPending_ = false;
   std::vector<uint32_t> suspects_;
+  // While epochs follow each other quickly: a bit for each of the last ones that were seen to write the page, the newest lowest.
+  std::vector<uint8_t> writtenIn_;
+  std::vector<uint32_t> hotPages_;  // those that have one
 
   std::unique_ptr<DiskCapture> disks_;  // null: it has none
   const DiskCapture::Record record_;

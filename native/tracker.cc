@@ -13,6 +13,7 @@
 // time, and the pause would wait for the half whose thread found no CPU.
 constexpr uint64_t kChunkBytes = 32u << 20;
 constexpr size_t kRegionsPerChunk = kChunkBytes / kPageBytes / 2;  // every other page: more can not be
+constexpr size_t kRegionsRearmed = 16;
 // Smaller RAM is scanned before a second thread is awake.
 constexpr size_t kHelpedRamBytesMin = 512u << 20;
 
@@ -27,6 +28,7 @@ WriteTracker::WriteTracker(int pid, std::shared_ptr<ControlPage> control, size_t
   bytes_ = page->ram_bytes;
   if (bytes_ != ramBytes) throw Failure{"ERR_SIZE", "userfaultfd", "QEMU mapped another size of RAM than expected"};
   own_.regions.resize(kRegionsPerChunk);
+  rearmed_.regions.resize(kRegionsRearmed);
   if (bytes_ >= kHelpedRamBytesMin && std::thread::hardware_concurrency() > 1) {
     helped_.regions.resize(kRegionsPerChunk);
     try {
@@ -47,6 +49,7 @@ void WriteTracker::Begin(const ScanOptions& options) {
   helped_.runs.clear();
   helperFailure_.reset();
   pagesMax_ = options.pagesMax;
+  rearm_ = options.rearm;
   nextChunk_ = 0;
   foundPages_ = 0;
   cutShort_ = false;
@@ -66,16 +69,16 @@ bool WriteTracker::ScanChunk(Part* part) {
       nextChunk_ = bytes_;
       break;
     }
-    ScanOnce(&at, end, pagesMax_ == 0 ? 0 : pagesMax_ - found, part);
+    ScanOnce(&at, end, pagesMax_ == 0 ? 0 : pagesMax_ - found, part, rearm_);
   }
   return true;
 }
 
 // Scans from *at, moves *at to where the kernel got.
-void WriteTracker::ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* part) {
+void WriteTracker::ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* part, bool rearm) {
   struct pm_scan_arg scan = {};
   scan.size = sizeof scan;
-  scan.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
+  scan.flags = PM_SCAN_CHECK_WPASYNC | (rearm ? PM_SCAN_WP_MATCHING : 0);
   scan.start = *at;
   scan.end = end;
   scan.vec = reinterpret_cast<uint64_t>(part->regions.data());
@@ -97,6 +100,13 @@ void WriteTracker::ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* p
     part->runs.push_back(run);
     foundPages_ += run.endPage - run.firstPage;
   }
+}
+
+void WriteTracker::Rearm(size_t firstPage, size_t endPage) {
+  uint64_t at = base_ + firstPage * kPageBytes;
+  const uint64_t end = base_ + endPage * kPageBytes;
+  while (at < end) ScanOnce(&at, end, 0, &rearmed_, true);
+  rearmed_.runs.clear();
 }
 
 // The second thread's part.

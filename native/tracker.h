@@ -18,6 +18,8 @@ struct ScanOptions {
   bool urgent = false;
   // The scan ends early when so many pages were found written; two threads may find twice as many. 0: no limit.
   size_t pagesMax = 0;
+  // False: what was found is not protected again, and Rearm() does so where it is worth while.
+  bool rearm = true;
 };
 
 struct ScanResult {
@@ -54,6 +56,8 @@ class WriteTracker {
     for (const Run& run : helped_.runs) visit(run.firstPage, run.endPage);
     return result;
   }
+  // Protects pages again that such a scan left alone. Before they are copied, or while nobody writes. Throws as a scan does.
+  void Rearm(size_t firstPage, size_t endPage);
 
  private:
   struct Run {
@@ -67,7 +71,7 @@ class WriteTracker {
   };
   void Begin(const ScanOptions& options);
   bool ScanChunk(Part* part);
-  void ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* part);
+  void ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* part, bool rearm);
   void Help();
   int64_t Stop();
   ScanResult End();
@@ -80,10 +84,12 @@ class WriteTracker {
 
   Part own_;
   size_t pagesMax_ = 0;
+  bool rearm_ = true;
   std::atomic<uint64_t> nextChunk_{0};  // offset of the first byte that nobody has taken yet
   std::atomic<size_t> foundPages_{0};
   std::atomic<bool> cutShort_{false};
 
+  Part rearmed_;
   Part helped_;
   std::optional<Failure> helperFailure_;
   std::unique_ptr<HelperThread> helper_;  // last: its thread ends before what it works with

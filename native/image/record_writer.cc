@@ -11,7 +11,7 @@
 #include "../fault_point.h"
 
 // Of a record that hurries: enough to be worth waking a thread for, and not too much memory of a shadow.
-constexpr size_t kHurriedBlocks = 4;
+constexpr size_t kHurriedBlocks = 8;
 // Room for pending pages that is kept between records; the rest goes back to the host.
 constexpr size_t kWarmPendingPages = 8192;
 
