@@ -54,8 +54,6 @@ export async function pauseInside(
     });
   output?.noteCut(count);
   if (holdFailed) output?.failed('it could not be switched on');
-  // The word of a guest that lived when it was cut: without it nothing leaves.
-  if (hold !== null) primary.agent.ping();
   return { cutAtNs, cutAtMs, pauseMs, hold: hold?.id ?? null, pass };
 }
 
@@ -92,7 +90,6 @@ export async function pauseByMonitor(
         .execute('cont', undefined, { timeoutMs: TIMEOUT_MS })
         .then(() => primary.control.setPausedForEpoch(false));
     running.catch(() => {});
-    if (hold !== null) primary.agent.ping();
   }
   await saved;
   // A VM that dies now has left an epoch that is as whole as any. But not in strict mode: what it had sent dies in its

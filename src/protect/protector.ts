@@ -370,9 +370,10 @@ export class Protector {
     return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, flush);
   }
 
-  /** Tells the source, which may be committing by then, when the guest has lived after the cut. */
-  private async noteSign({ cutAtNs }: CutEpoch): Promise<void> {
+  /** Asks a guest that was cut for a word, without which nothing leaves, and tells the source, which may be committing by then. */
+  private async awaitSign({ cutAtNs }: CutEpoch): Promise<void> {
     const { agent } = this.options.primary;
+    agent.ping();
     while (agent.livedAtNs <= cutAtNs) if (!(await agent.nextSign())) return;
     this.source.noteSign(agent.livedAtNs);
   }
@@ -385,9 +386,10 @@ export class Protector {
     const holds = cut.hold === null ? 0 : (output?.releasedBy(cut.hold) ?? 0);
     // What is to be on the disk before anything leaves is not there yet when it is committed.
     const releases = durability === 'epoch' ? 0 : holds;
-    if (holdsOutput) void this.noteSign(cut);
     const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs, holdsOutput, releases };
-    const result = await this.source.commit(when, cut.deviceState, resident(), disks?.twins);
+    const committing = this.source.commit(when, cut.deviceState, resident(), disks?.twins);
+    if (holdsOutput) void this.awaitSign(cut); // behind it: it has enough to do meanwhile
+    const result = await committing;
     if (durability === 'epoch') await image.flush();
     // Whole from here on: pages and device state of the same cut, in one record.
     const previous = this.committed;
