@@ -69,13 +69,13 @@ bool WriteTracker::ScanChunk(Part* part) {
       nextChunk_ = bytes_;
       break;
     }
-    ScanOnce(&at, end, pagesMax_ == 0 ? 0 : pagesMax_ - found, part, rearm_);
+    foundPages_ += ScanOnce(&at, end, pagesMax_ == 0 ? 0 : pagesMax_ - found, part, rearm_);
   }
   return true;
 }
 
-// Scans from *at, moves *at to where the kernel got.
-void WriteTracker::ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* part, bool rearm) {
+// Scans from *at, moves *at to where the kernel got. Returns how many pages it found.
+size_t WriteTracker::ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* part, bool rearm) {
   struct pm_scan_arg scan = {};
   scan.size = sizeof scan;
   scan.flags = PM_SCAN_CHECK_WPASYNC | (rearm ? PM_SCAN_WP_MATCHING : 0);
@@ -94,12 +94,14 @@ void WriteTracker::ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* p
   }
   if (scan.walk_end <= *at) throw Failure{"ERR_SCAN", "PAGEMAP_SCAN", "the kernel's scan made no progress"};
   *at = scan.walk_end;
+  size_t pages = 0;
   for (int i = 0; i < count; i++) {
     const page_region& region = part->regions[static_cast<size_t>(i)];
     const Run run = {(region.start - base_) / kPageBytes, (region.end - base_) / kPageBytes};
     part->runs.push_back(run);
-    foundPages_ += run.endPage - run.firstPage;
+    pages += run.endPage - run.firstPage;
   }
+  return pages;
 }
 
 void WriteTracker::Rearm(size_t firstPage, size_t endPage) {

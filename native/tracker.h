@@ -71,7 +71,7 @@ class WriteTracker {
   };
   void Begin(const ScanOptions& options);
   bool ScanChunk(Part* part);
-  void ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* part, bool rearm);
+  size_t ScanOnce(uint64_t* at, uint64_t end, size_t pagesMax, Part* part, bool rearm);
   void Help();
   int64_t Stop();
   ScanResult End();
