@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -115,6 +116,7 @@ void EpochBuffer::Follow() {
 }
 
 PassStats EpochBuffer::Collect(const ScanOptions& options) {
+  paused_.reset();
   if (!synced_) throw Failure{"ERR_NOT_SYNCED", "collect", "the primary was not compared with its shadow yet"};
   PassStats stats;
   ScanResult scan;
@@ -138,6 +140,7 @@ PassStats EpochBuffer::Collect(const ScanOptions& options) {
 }
 
 PauseStats EpochBuffer::CollectPaused(const PauseOptions& options) {
+  paused_.reset();
   PauseStats stats;
   const int64_t askedNs = MonotonicNs();
   GuestPause pause(*control_, options.timeoutNs);
@@ -152,6 +155,7 @@ PauseStats EpochBuffer::CollectPaused(const PauseOptions& options) {
   stats.cutAtWallNs = told.cut_at_wall_ns;
   stats.holdFailed = options.hold >= 0 && told.hold_failed != 0;
   stats.pausedNs = MonotonicNs() - askedNs;
+  if (stats.pass.complete && !stats.holdFailed) paused_ = stats;
   return stats;
 }
 
@@ -409,6 +413,34 @@ EpochStats EpochBuffer::Commit(const EpochCut& cut, const uint8_t* deviceState, 
   return stats;
 }
 
+static std::vector<uint8_t> ReadWhole(int fd) {
+  struct stat status;
+  if (fstat(fd, &status) != 0) throw ErrnoFailure(errno, "fstat", "device state");
+  std::vector<uint8_t> content(static_cast<size_t>(status.st_size));
+  for (size_t read = 0; read < content.size();) {
+    const ssize_t bytes = pread(fd, content.data() + read, content.size() - read, static_cast<off_t>(read));
+    if (bytes < 0) throw ErrnoFailure(errno, "pread", "device state");
+    if (bytes == 0) throw Failure{"ERR_SHORT_READ", "pread", "the device state ended early"};
+    read += static_cast<size_t>(bytes);
+  }
+  return content;
+}
+
+std::optional<EpochStats> EpochBuffer::CommitPaused(EpochCut cut, int deviceStateFd, const Resident* resident,
+                                                    const DiskTwins& twins) {
+  if (!paused_) return std::nullopt;
+  cut.wallMs = paused_->cutAtWallNs / 1000000;
+  cut.monotonicNs = paused_->cutAtNs;
+  std::vector<uint8_t> device;
+  try {
+    device = ReadWhole(deviceStateFd);
+  } catch (const Failure&) {
+    Abort();
+    throw;
+  }
+  return Commit(cut, device.data(), device.size(), resident, twins);
+}
+
 // ---- Disks ----
 
 void EpochBuffer::AttachDisks(const std::vector<CapturedDisk>& disks, bool known) {
@@ -591,6 +623,7 @@ void EpochBuffer::Abort() {
 }
 
 void EpochBuffer::ResetStaging() {
+  paused_.reset();
   for (const Captured& captured : captured_) capturedOf_[captured.page] = 0;
   captured_.clear();
   if (captured_.capacity() > 4 * slotsWarm_) captured_.shrink_to_fit();

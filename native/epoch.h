@@ -116,6 +116,9 @@ class EpochBuffer {
   // ERR_VM_DEAD for an epoch that holds output of a process that has died: its guest believes that it has sent.
   EpochStats Commit(const EpochCut& cut, const uint8_t* deviceState, size_t deviceBytes, const Resident* resident,
                     const DiskTwins& twins);
+  // Behind a CollectPaused(): commits what that has cut, with the devices that QEMU has saved into `deviceStateFd`. Nothing,
+  // and no failure, when that has not cut an epoch: it failed, or left pages out, or its hold does not hold.
+  std::optional<EpochStats> CommitPaused(EpochCut cut, int deviceStateFd, const Resident* resident, const DiskTwins& twins);
   // The guest has lived at that time, CLOCK_MONOTONIC, or later. From any thread, also while it commits.
   void NoteSign(int64_t atNs);
   void Abort();
@@ -184,6 +187,7 @@ class EpochBuffer {
   std::mutex signMutex_;
   std::condition_variable signCame_;
   int64_t signAtNs_ = 0;  // the newest one
+  std::optional<PauseStats> paused_;  // the cut that the last pause has made, while it can be committed
   bool guestRuns_ = false;  // during this pass: what does not fit may be compressed at once
   std::optional<Failure> noRoom_;  // why this pass could not compress: it ends by that, with its pages pending
 

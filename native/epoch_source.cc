@@ -1,4 +1,7 @@
 // The JavaScript object EpochSource: an EpochBuffer behind a worker thread.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <climits>
 #include <string>
 
@@ -20,6 +23,7 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value Collect(const Napi::CallbackInfo& info);
   Napi::Value CollectPaused(const Napi::CallbackInfo& info);
   Napi::Value Commit(const Napi::CallbackInfo& info);
+  Napi::Value CommitBehind(const Napi::CallbackInfo& info);
   Napi::Value Rewind(const Napi::CallbackInfo& info);
   Napi::Value AdvanceTwins(const Napi::CallbackInfo& info);
   Napi::Value Scrub(const Napi::CallbackInfo& info);
@@ -28,9 +32,10 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value Abort(const Napi::CallbackInfo& info);
   Napi::Value MemoryBytes(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
+  enum class Turn { kAlone, kBehind };
   // Runs a job on the worker. Whatever speaks against it is a rejection too: callers look at the promise only.
   template <typename MakeJob>
-  Napi::Value Run(Napi::Env env, MakeJob makeJob);
+  Napi::Value Run(Napi::Env env, MakeJob makeJob, Turn turn = Turn::kAlone);
 
   std::shared_ptr<EpochBuffer> buffer_;
   std::unique_ptr<Worker> worker_;
@@ -88,7 +93,8 @@ void EpochSource::Register(Napi::Env env, Napi::Object exports) {
                            InstanceMethod<&EpochSource::AttachDisks>("attachDisks"),
                            InstanceMethod<&EpochSource::Collect>("collect"),
                            InstanceMethod<&EpochSource::CollectPaused>("collectPaused"),
-                           InstanceMethod<&EpochSource::Commit>("commit"), InstanceMethod<&EpochSource::Scrub>("scrub"),
+                           InstanceMethod<&EpochSource::Commit>("commit"),
+                           InstanceMethod<&EpochSource::CommitBehind>("commitBehind"), InstanceMethod<&EpochSource::Scrub>("scrub"),
                            InstanceMethod<&EpochSource::Rewind>("rewind"),
                            InstanceMethod<&EpochSource::AdvanceTwins>("advanceTwins"),
                            InstanceMethod<&EpochSource::AwaitCount>("awaitCount"),
@@ -125,10 +131,10 @@ EpochSource::EpochSource(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Epoc
 }
 
 template <typename MakeJob>
-Napi::Value EpochSource::Run(Napi::Env env, MakeJob makeJob) {
+Napi::Value EpochSource::Run(Napi::Env env, MakeJob makeJob, Turn turn) {
   try {
     if (!buffer_) throw MakeError(env, "ERR_CLOSED", "epochSource", "this epoch source is closed");
-    return worker_->Run(env, Value(), makeJob());
+    return turn == Turn::kBehind ? worker_->RunBehind(env, Value(), makeJob()) : worker_->Run(env, Value(), makeJob());
   } catch (const Napi::Error& error) {
     Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
     deferred.Reject(error.Value());
@@ -223,6 +229,17 @@ Napi::Value EpochSource::CollectPaused(const Napi::CallbackInfo& info) {
   });
 }
 
+// {generation, holdsOutput?, releases?}: a cut without its time.
+static EpochCut OrderArgument(Napi::Object order, const char* method, const char* usage) {
+  EpochCut cut = {};
+  cut.generation = static_cast<uint32_t>(WholeNumber(order.Get("generation"), 0, UINT32_MAX, method, usage));
+  cut.holdsOutput = order.Get("holdsOutput").ToBoolean();
+  const Napi::Value releases = order.Get("releases");
+  if (!releases.IsUndefined())
+    cut.releases = static_cast<uint32_t>(WholeNumber(releases, 0, (1u << SHADOWVM_HOLDS_MAX) - 1, method, usage));
+  return cut;
+}
+
 // commit({generation, cutAtWallMs, cutAtNs: bigint, holdsOutput?, releases?}, deviceState: Buffer, resident: {ram, control, share} | null,
 //        twins: DiskTwin[])
 Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
@@ -233,15 +250,9 @@ Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
     const Napi::Object when = info[0].As<Napi::Object>();
     if (!when.Get("cutAtNs").IsBigInt()) throw MakeTypeError(env, "commit", usage);
     bool lossless = false;
-    const Napi::Value releases = when.Get("releases");
-    const EpochCut cut = {
-        static_cast<uint32_t>(WholeNumber(when.Get("generation"), 0, UINT32_MAX, "commit", usage)),
-        WholeNumber(when.Get("cutAtWallMs"), 0, 9007199254740991.0, "commit", usage),
-        when.Get("cutAtNs").As<Napi::BigInt>().Int64Value(&lossless),
-        when.Get("holdsOutput").ToBoolean(),
-        static_cast<uint32_t>(WholeNumber(releases.IsUndefined() ? Napi::Number::New(env, 0) : releases, 0,
-                                          (1u << SHADOWVM_HOLDS_MAX) - 1, "commit", usage)),
-    };
+    EpochCut cut = OrderArgument(when, "commit", usage);
+    cut.wallMs = WholeNumber(when.Get("cutAtWallMs"), 0, 9007199254740991.0, "commit", usage);
+    cut.monotonicNs = when.Get("cutAtNs").As<Napi::BigInt>().Int64Value(&lossless);
     // Copied: JavaScript may write its buffer, or let it go, before the worker is done.
     const auto device = info[1].As<Napi::Buffer<uint8_t>>();
     std::vector<uint8_t> deviceState(device.Data(), device.Data() + device.Length());
@@ -251,6 +262,32 @@ Napi::Value EpochSource::Commit(const Napi::CallbackInfo& info) {
       return [stats](Napi::Env env) { return ToObject(env, stats); };
     };
   });
+}
+
+// commitBehind({generation, holdsOutput?, releases?}, deviceStateFd, resident: {ram, control, share} | null, twins: DiskTwin[]):
+// as commit, or null when nothing was cut
+Napi::Value EpochSource::CommitBehind(const Napi::CallbackInfo& info) {
+  const auto makeJob = [&] {
+    const char* const usage = "commitBehind({generation}, deviceStateFd, {ram, control, share} | null)";
+    if (!info[0].IsObject()) throw MakeTypeError(info.Env(), "commitBehind", usage);
+    const EpochCut cut = OrderArgument(info[0].As<Napi::Object>(), "commitBehind", usage);
+    // Of its own: JavaScript may close its descriptor before the worker is done.
+    const int fd = fcntl(static_cast<int>(WholeNumber(info[1], 0, INT_MAX, "commitBehind", usage)), F_DUPFD_CLOEXEC, 0);
+    if (fd < 0) {
+      const Failure failure = ErrnoFailure(errno, "dup", "device state");
+      throw MakeError(info.Env(), failure.code, failure.syscall, failure.message);
+    }
+    const std::shared_ptr<const int> devices(new int(fd), [](const int* open) {
+      close(*open);
+      delete open;
+    });
+    return [buffer = buffer_, cut, devices, resident = ResidentArgument(info[2]),
+            twins = TwinsArgument(info[3])]() -> Worker::Finish {
+      const std::optional<EpochStats> stats = buffer->CommitPaused(cut, *devices, resident.get(), twins);
+      return [stats](Napi::Env env) { return stats ? Napi::Value(ToObject(env, *stats)) : env.Null(); };
+    };
+  };
+  return Run(info.Env(), makeJob, Turn::kBehind);
 }
 
 // rewind(epoch, resident: {ram, control, share} | null, twins: DiskTwin[])

@@ -44,18 +44,18 @@ void Worker::End() {
   notify_.Release();
 }
 
-Napi::Promise Worker::Run(Napi::Env env, Napi::Object owner, Job job) {
-  if (busy_) throw MakeError(env, "ERR_BUSY", "worker", "another operation on this object is still under way");
+Napi::Promise Worker::Queue(Napi::Env env, Napi::Object owner, Job job, int aheadMax) {
+  if (jobs_ > aheadMax) throw MakeError(env, "ERR_BUSY", "worker", "another operation on this object is still under way");
   auto* pending = new Pending(env);  // owned by the loop, then by Settle
   pending->worker = this;
   pending->owner = Napi::Persistent(owner);
   pending->job = std::move(job);
   Napi::Promise promise = pending->deferred.Promise();
-  busy_ = true;
+  jobs_++;
   notify_.Ref(env);
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    next_ = pending;
+    waiting_.push_back(pending);
   }
   wake_.notify_one();
   return promise;
@@ -66,10 +66,10 @@ void Worker::Loop() {
     Pending* pending;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [this] { return next_ != nullptr || stop_; });
-      if (next_ == nullptr) return;
-      pending = next_;
-      next_ = nullptr;
+      wake_.wait(lock, [this] { return !waiting_.empty() || stop_; });
+      if (waiting_.empty()) return;
+      pending = waiting_.front();
+      waiting_.pop_front();
     }
     try {
       pending->finish = pending->job();
@@ -87,8 +87,8 @@ void Worker::Loop() {
 
 void Worker::Settle(Napi::Env env, Napi::Function, std::nullptr_t*, Pending* pending) {
   if (env != nullptr) {
-    pending->worker->busy_ = false;
-    pending->worker->notify_.Unref(env);
+    Worker* const worker = pending->worker;
+    if (--worker->jobs_ == 0) worker->notify_.Unref(env);
     Napi::HandleScope scope(env);
     if (pending->failed) {
       const Failure& f = pending->failure;

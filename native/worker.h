@@ -4,6 +4,7 @@
 // wait behind four commits of others, or behind a slow fsync.
 #pragma once
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -33,10 +34,12 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  // Throws ERR_BUSY while a job is under way: the queue has room for none, callers take turns. `owner` is the object
-  // that this worker is part of: it is not collected while its job is under way.
-  Napi::Promise Run(Napi::Env env, Napi::Object owner, Job job);
-  bool busy() const { return busy_; }
+  // Throws ERR_BUSY while a job is under way: callers take turns. `owner` is the object that this worker is part of: it is
+  // not collected while its job is under way.
+  Napi::Promise Run(Napi::Env env, Napi::Object owner, Job job) { return Queue(env, owner, std::move(job), 0); }
+  // As Run, but one job may be under way: this one follows it at once, without a word from the event loop, however it ends.
+  Napi::Promise RunBehind(Napi::Env env, Napi::Object owner, Job job) { return Queue(env, owner, std::move(job), 1); }
+  bool busy() const { return jobs_ > 0; }
 
  private:
   struct Pending {
@@ -49,6 +52,7 @@ class Worker {
     bool failed = false;
     Failure failure;
   };
+  Napi::Promise Queue(Napi::Env env, Napi::Object owner, Job job, int aheadMax);
   static void Settle(Napi::Env env, Napi::Function, std::nullptr_t*, Pending* pending);
   // Ends the thread and lets go of the event loop. Idempotent: an environment that goes down does it before the objects
   // in it are finalized, because by then Node has freed what notify_ stands for.
@@ -61,10 +65,10 @@ class Worker {
   const std::function<void()> interrupt_;
   Notify notify_;
   bool ended_ = false;
-  bool busy_ = false;  // event loop's side only
+  int jobs_ = 0;  // not settled yet; event loop's side only
   std::mutex mutex_;
   std::condition_variable wake_;
-  Pending* next_ = nullptr;  // guarded by mutex_
-  bool stop_ = false;        // guarded by mutex_
+  std::deque<Pending*> waiting_;  // guarded by mutex_
+  bool stop_ = false;             // guarded by mutex_
   std::thread thread_;
 };

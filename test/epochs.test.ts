@@ -127,7 +127,7 @@ describe.each(['write', 'checksum'] as const)('tracking by %s', (tracking) => {
       // Epochs of a slow machine may not follow each other quickly enough.
       for (let attempt = 0; attempt < 5 && (left[0] ?? 0) === 0; attempt++) {
         for (let i = 0; i < 8; i++) {
-          await cutEpoch(primary, source, false, undefined, true);
+          await cutEpoch(primary, source, false, { quiet: true });
           await commit(source);
         }
         await cutEpoch(primary, source, true);
@@ -140,7 +140,7 @@ describe.each(['write', 'checksum'] as const)('tracking by %s', (tracking) => {
       expect(left[0]).toBeGreaterThan(0);
       expect(left.at(-1)).toBe(0);
       for (let i = 0; i < 8; i++) {
-        await cutEpoch(primary, source, false, undefined, true);
+        await cutEpoch(primary, source, false, { quiet: true });
         await commit(source);
         if (i % 3 === 2) expect((await compareAfterEpoch()).differences).toBe(0);
       }

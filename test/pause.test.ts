@@ -79,6 +79,37 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
     await expectImageFollows();
   });
 
+  test('an epoch is committed behind its pause, without the event loop', async () => {
+    for (let i = 0; i < 10; i++) {
+      const commitBehind = () => source.commitBehind({ generation: 1 }, primary.deviceStateFd, null);
+      const { committing, deviceState } = await cutEpoch(primary, source, false, { quiet: i % 2 === 0, commitBehind });
+      const { epoch } = (await committing) ?? expect.fail('it was not committed');
+      expect(epoch).toBe(image.describe().headEpoch);
+      expect(deviceState.equals(await image.deviceState(epoch))).toBe(true);
+      await sleep(20);
+    }
+    await expectImageFollows();
+  });
+
+  test('what a pause has not cut is not committed behind it', async () => {
+    const before = image.describe().headEpoch;
+    const outcomes = async (options: { hold?: number; pagesMax?: number; countOffset?: number }) => {
+      const pausing = source.collectPaused({ timeoutMs: TIMEOUT_MS, ...options }).catch((error: unknown) => error);
+      const order = () => source.commitBehind({ generation: 1 }, primary.deviceStateFd, null);
+      const [committing, third] = [order(), order().catch((error: unknown) => error)];
+      expect(await third).toMatchObject({ code: 'ERR_BUSY' });
+      return [await pausing, await committing];
+    };
+    expect(await outcomes({ hold: 3 })).toMatchObject([{ holdFailed: true }, null]);
+    expect(await outcomes({ countOffset: RAM_BYTES - 1 })).toMatchObject([{ code: 'ERR_OUT_OF_RANGE' }, null]);
+    await sleep(100); // an idle guest writes more than this
+    expect(await outcomes({ pagesMax: 1 })).toMatchObject([{ complete: false }, null]);
+    expect(await source.commitBehind({ generation: 1 }, primary.deviceStateFd, null)).toBe(null);
+    await expect(source.commitBehind({ generation: 1 }, 1_000_000, null)).rejects.toMatchObject({ code: 'EBADF' });
+    expect(image.describe().headEpoch).toBe(before);
+    await expectImageFollows();
+  });
+
   test('a counter is read while the guest stands', async () => {
     let offset = 32 * MIB;
     while (wordAt(offset) === 0) offset += 2;

@@ -86,7 +86,7 @@ test.each([0, -1, 1.5, '7'])('a limit of %s pages is refused', async (pagesMax) 
 
 test('a quiet VM is spared the pre-copy; one that no longer is runs on instead of waiting for a long copy', async () => {
   const pauses: boolean[] = [];
-  const cut = (quiet: boolean) => cutEpoch(primary, source, false, (paused) => pauses.push(paused), quiet);
+  const cut = (quiet: boolean) => cutEpoch(primary, source, false, { onPause: (paused) => pauses.push(paused), quiet });
   let quiet = false;
   for (let i = 0; i < 20 && !quiet; i++) {
     ({ quiet } = await cut(false));
@@ -104,7 +104,7 @@ test('a quiet VM is spared the pre-copy; one that no longer is runs on instead o
   expect([pauses, surprised.quiet]).toEqual([[true, false, true, false], false]);
   expect(surprised.copiedPages).toBeGreaterThan(SURPRISE_PAGES_MAX);
   await commit(source);
-  expect(await differencesAfter(() => cutEpoch(primary, source, true, () => {}, true))).toBe(0);
+  expect(await differencesAfter(() => cutEpoch(primary, source, true, { quiet: true }))).toBe(0);
   await primary.qmp.execute('cont');
 });
 

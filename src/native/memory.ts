@@ -151,11 +151,9 @@ export interface ScrubResult {
   suspectPages: number;
 }
 
-/** When an epoch was cut: wall clock for people and other hosts, CLOCK_MONOTONIC for this one. */
-export interface EpochCut {
+/** How an epoch is to be committed. */
+export interface CommitOrder {
   generation: number;
-  cutAtWallMs: number;
-  cutAtNs: bigint;
   /**
    * What the guest has sent since the epoch before is held in its QEMU for this one: it is committed when the guest has
    * lived after it, and with ERR_VM_DEAD not at all once its QEMU has died. Its guest believes that it has sent, and would
@@ -164,6 +162,12 @@ export interface EpochCut {
   holdsOutput?: boolean;
   /** Holds, as of QemuControl's `releaseHolds`, to be deleted once this is committed, if a sign of life has come after it by then. */
   releases?: number;
+}
+
+/** When it was cut: wall clock for people and other hosts, CLOCK_MONOTONIC for this one. */
+export interface EpochCut extends CommitOrder {
+  cutAtWallMs: number;
+  cutAtNs: bigint;
 }
 
 /** A waiting QEMU whose RAM commits fill, up to a share of 0 to 1, and keep fresh. */
@@ -208,6 +212,17 @@ export interface EpochSource {
     resident: ResidentRam | null,
     twins?: readonly DiskTwin[],
   ): Promise<CommitResult>;
+  /**
+   * Behind a `collectPaused` that is under way, and the only operation that may be: commits what that has cut, at once and
+   * without a word from the event loop. `deviceStateFd` is where QEMU saves its devices.
+   * @returns null, with nothing committed, when nothing was cut: the pause failed, was not complete, or its hold failed
+   */
+  commitBehind(
+    order: CommitOrder,
+    deviceStateFd: number,
+    resident: ResidentRam | null,
+    twins?: readonly DiskTwin[],
+  ): Promise<CommitResult | null>;
   /** Compares so many pages with the image; what differs and was not written is repaired by the next epoch. */
   scrub(firstPage: number, count: number): Promise<ScrubResult>;
   /** The image goes back to an epoch, and so do resident pages and twins. Rejects with ERR_NO_EPOCH, nothing changed. */

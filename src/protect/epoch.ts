@@ -13,10 +13,10 @@
  */
 import { messageOf, ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
-import type { CollectResult, EpochSource } from '../native/memory.js';
+import type { CollectResult, CommitResult, EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { OutputHold } from './output-hold.js';
-import { isClosed, pauseByMonitor, pauseInside } from './pause.js';
+import { type CommitBehind, isClosed, pauseByMonitor, pauseInside } from './pause.js';
 
 /** A consistent cut of a VM, ready to be committed: the pages are staged in the EpochSource. */
 export interface CutEpoch {
@@ -39,6 +39,20 @@ export interface CutEpoch {
   hold: string | null;
   /** So little was written that the next epoch may well do without its pre-copy. */
   quiet: boolean;
+  /** It is being committed already; null, or null later, when that is still to be asked for. */
+  committing: Promise<CommitResult | null> | null;
+}
+
+export interface CutOptions {
+  /** Told when the guest is about to stand still, and when it runs again or nothing more can be done for it. */
+  onPause?: (paused: boolean) => void;
+  /** What the last epoch said. */
+  quiet?: boolean;
+  /** Holds what the guest sends after the cut; null where that leaves at once. */
+  output?: OutputHold | null;
+  flushDisks?: () => Promise<number>;
+  /** Has the epoch committed as soon as the guest runs again, where the pause can do that. */
+  commitBehind?: CommitBehind | null;
 }
 
 /** More than this left to copy is worth a second pass while the guest still runs. */
@@ -59,21 +73,18 @@ const QUIET_PAGES_STRICT = 768;
 /** A VM that was quiet and is no more: so many are copied in the pause (1 ms), then the guest runs on for a pre-copy. */
 const SURPRISE_PAGES_MAX = 1024;
 /**
- * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover). `quiet` is what
- * the last epoch said. `output` holds what the guest sends after the cut; null where that leaves at once.
- * On failure the guest is let go and the staged pages go into the next epoch. `onPause` is told when the guest is about to
- * stand still, and when it runs again or nothing more can be done for it.
+ * Cuts an epoch. With `keepStopped` the guest does not run again (the hand-over of a planned switchover).
+ * On failure the guest is let go and the staged pages go into the next epoch.
  * @throws EPOCH_FAILED, QMP_*; the cause tells whether the VM is dead
  */
 export async function cutEpoch(
   primary: QemuProcess,
   source: EpochSource,
   keepStopped = false,
-  onPause: (paused: boolean) => void = () => {},
-  quiet = false,
-  output: OutputHold | null = null,
-  flushDisks: () => Promise<number> = async () => 0,
+  options: CutOptions = {},
 ): Promise<CutEpoch> {
+  const { onPause = () => {}, quiet = false, output = null, flushDisks = async () => 0, commitBehind = null } = options;
+  let committing = null as CutEpoch['committing'];
   const total = { scannedPages: 0, copiedPages: 0, diskPages: 0, repairedPages: 0, cpuMs: 0, pauseMs: 0 };
   const add = (pass: CollectResult) => {
     total.scannedPages += pass.scannedPages;
@@ -96,7 +107,7 @@ export async function cutEpoch(
     onPause(true);
     const { pass, pauseMs, ...cut } =
       primary.servesPauses && !keepStopped
-        ? await pauseInside(primary, source, pagesMax, output)
+        ? await pauseInside(primary, source, pagesMax, output, commitBehind)
         : await pauseByMonitor(
             primary,
             () => source.collect({ urgent: true, ...(pagesMax === undefined ? {} : { pagesMax }) }),
@@ -105,7 +116,10 @@ export async function cutEpoch(
           );
     total.pauseMs += pauseMs;
     if (!keepStopped) onPause(false);
-    return add(pass).complete ? cut : null;
+    committing = cut.committing;
+    if (add(pass).complete) return cut;
+    await committing; // it finds that nothing is to be done
+    return null;
   };
   try {
     if (quiet) await flushDisks();
@@ -124,6 +138,7 @@ export async function cutEpoch(
     };
   } catch (error) {
     onPause(false);
+    await committing?.catch(() => {});
     await source.abort().catch(() => {}); // ERR_CLOSED at the most: then nothing is left to abort
     if (keepStopped) primary.qmp.execute('cont').catch(() => {});
     throw error instanceof ShadowVmError

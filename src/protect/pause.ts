@@ -6,7 +6,7 @@
 import { monotonicMs } from '../clock.js';
 import { ShadowVmError } from '../errors.js';
 import { isNativeFailure } from '../native/index.js';
-import type { CollectResult, EpochSource } from '../native/memory.js';
+import type { CollectResult, CommitResult, EpochSource } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { OutputHold } from './output-hold.js';
 
@@ -20,7 +20,12 @@ export interface Pause {
   /** What OutputHold.begin() said. */
   hold: string | null;
   pass: CollectResult;
+  /** Under way since the guest runs again; null when it was not asked for. null too, later, of a pause that has cut nothing. */
+  committing: Promise<CommitResult | null> | null;
 }
+
+/** Has the epoch committed that a pause cuts which is under way. `hold` is of the pause. */
+export type CommitBehind = (hold: string | null) => Promise<CommitResult | null>;
 
 /** A guest that can not be stopped, saved and let go in this time is let go: it must not stand still for an epoch's sake. */
 const TIMEOUT_MS = 2000;
@@ -35,26 +40,30 @@ export async function pauseInside(
   source: EpochSource,
   pagesMax: number | undefined,
   output: OutputHold | null,
+  commitBehind: CommitBehind | null,
 ): Promise<Pause> {
   await output?.prepared();
   const hold = output?.begin() ?? null;
   const countOffset = output?.sentOffset;
-  const { cutAtNs, cutAtMs, pauseMs, count, holdFailed, ...pass } = await source
-    .collectPaused({
-      timeoutMs: TIMEOUT_MS,
-      ...(pagesMax === undefined ? {} : { pagesMax }),
-      ...(hold === null ? {} : { hold: hold.number }),
-      ...(countOffset === undefined ? {} : { countOffset }),
-    })
-    .catch((error: unknown) => {
-      if (!isNativeFailure(error) || error.code !== 'ERR_PAUSE') throw error;
-      if (primary.qmp.closedBy !== undefined) throw primary.qmp.closedBy;
-      const told = { attempted: 'pause the guest for an epoch', subject: primary.vm, reason: error.message };
-      throw new ShadowVmError('EPOCH_FAILED', told);
-    });
+  const pausing = source.collectPaused({
+    timeoutMs: TIMEOUT_MS,
+    ...(pagesMax === undefined ? {} : { pagesMax }),
+    ...(hold === null ? {} : { hold: hold.number }),
+    ...(countOffset === undefined ? {} : { countOffset }),
+  });
+  // Asked for now: whoever waits for the end of the epoch is not to wait for the event loop in the middle of it.
+  const committing = commitBehind?.(hold?.id ?? null) ?? null;
+  committing?.catch(() => {}); // awaited by the caller, or below
+  const { cutAtNs, cutAtMs, pauseMs, count, holdFailed, ...pass } = await pausing.catch(async (error: unknown) => {
+    await committing?.catch(() => {}); // it has nothing to do, but ends behind this
+    if (!isNativeFailure(error) || error.code !== 'ERR_PAUSE') throw error;
+    if (primary.qmp.closedBy !== undefined) throw primary.qmp.closedBy;
+    const told = { attempted: 'pause the guest for an epoch', subject: primary.vm, reason: error.message };
+    throw new ShadowVmError('EPOCH_FAILED', told);
+  });
   output?.noteCut(count);
   if (holdFailed) output?.failed('it could not be switched on');
-  return { cutAtNs, cutAtMs, pauseMs, hold: hold?.id ?? null, pass };
+  return { cutAtNs, cutAtMs, pauseMs, hold: hold?.id ?? null, pass, committing };
 }
 
 /**
@@ -97,7 +106,7 @@ export async function pauseByMonitor(
   await running.catch((error: unknown) => {
     if (keepStopped || hold !== null || !isClosed(error)) throw error;
   });
-  return { ...cut, pauseMs: monotonicMs() - pausedAtMs, hold: hold?.id ?? null, pass };
+  return { ...cut, pauseMs: monotonicMs() - pausedAtMs, hold: hold?.id ?? null, pass, committing: null };
 }
 
 /** The monitor of the VM is gone, as it is when its process has died. */

@@ -2,7 +2,7 @@
 import { monotonicMs } from '../clock.js';
 import type { DiskProtection } from '../disk/disk-protection.js';
 import type { ShadowImage } from '../native/image.js';
-import { EpochSource, type ResidentRam } from '../native/memory.js';
+import { type CommitOrder, type CommitResult, EpochSource, type ResidentRam } from '../native/memory.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Durability, PacingLimits } from '../vm/spec.js';
 import type { Quantiles } from '../vm/view.js';
@@ -365,9 +365,25 @@ export class Protector {
   private cut(running: { output: OutputHold | null } | null): Promise<CutEpoch> {
     const { primary, disks } = this.options;
     const flush = async () => (this.writesDisks && disks !== undefined ? disks.flush() : 0);
-    if (running === null) return cutEpoch(primary, this.source, true, () => {}, false, null, flush);
-    const notePause = (paused: boolean) => this.notePause(paused);
-    return cutEpoch(primary, this.source, false, notePause, this.quiet, running.output, flush);
+    if (running === null) return cutEpoch(primary, this.source, true, { flushDisks: flush });
+    const { output } = running;
+    return cutEpoch(primary, this.source, false, {
+      onPause: (paused) => this.notePause(paused),
+      quiet: this.quiet,
+      output,
+      flushDisks: flush,
+      commitBehind: (hold) => {
+        const order = this.orderOf(hold, output);
+        return this.source.commitBehind(order, primary.deviceStateFd, this.options.resident(), disks?.twins);
+      },
+    });
+  }
+
+  private orderOf(hold: string | null, output: OutputHold | null): CommitOrder & { releases: number } {
+    const { generation, durability } = this.options;
+    // What is to be on the disk before anything leaves is not there yet when it is committed.
+    const releases = hold === null || durability === 'epoch' ? 0 : (output?.releasedBy(hold) ?? 0);
+    return { generation, holdsOutput: hold !== null, releases };
   }
 
   /** Asks a guest that was cut for a word, without which nothing leaves, and tells the source, which may be committing by then. */
@@ -378,18 +394,20 @@ export class Protector {
     this.source.noteSign(agent.livedAtNs);
   }
 
+  private commitNow({ cutAtMs, cutAtNs, deviceState }: CutEpoch, order: CommitOrder): Promise<CommitResult> {
+    const { resident, disks } = this.options;
+    return this.source.commit({ ...order, cutAtWallMs: cutAtMs, cutAtNs }, deviceState, resident(), disks?.twins);
+  }
+
   /** @returns whether what had been sent before the cut is let go already */
   private async commit(cut: CutEpoch, startedMs: number, output: OutputHold | null): Promise<boolean> {
-    const lagMs = this.lagMs();
-    const { image, durability, events, generation, resident, disks } = this.options;
-    const holdsOutput = cut.hold !== null;
+    const { image, durability, events } = this.options;
+    const order = this.orderOf(cut.hold, output);
     const holds = cut.hold === null ? 0 : (output?.releasedBy(cut.hold) ?? 0);
-    // What is to be on the disk before anything leaves is not there yet when it is committed.
-    const releases = durability === 'epoch' ? 0 : holds;
-    const when = { generation, cutAtWallMs: cut.cutAtMs, cutAtNs: cut.cutAtNs, holdsOutput, releases };
-    const committing = this.source.commit(when, cut.deviceState, resident(), disks?.twins);
-    if (holdsOutput) void this.awaitSign(cut); // behind it: it has enough to do meanwhile
-    const result = await committing;
+    const committing = cut.committing === null ? this.commitNow(cut, order) : cut.committing;
+    if (order.holdsOutput) void this.awaitSign(cut); // behind it: it has enough to do meanwhile
+    const result = (await committing) ?? (await this.commitNow(cut, order));
+    const lagMs = this.lagMs();
     if (durability === 'epoch') await image.flush();
     // Whole from here on: pages and device state of the same cut, in one record.
     const previous = this.committed;
@@ -400,7 +418,7 @@ export class Protector {
     this.quiet = cut.quiet;
     this.writesDisks = cut.diskPages > 0;
     this.pauses.add(cut.pauseMs);
-    if (lagMs !== null) this.lags.add(lagMs + result.ms);
+    if (lagMs !== null) this.lags.add(lagMs);
     this.pagesScanned += cut.scannedPages;
     this.pagesCopied += cut.copiedPages;
     this.pagesChanged += result.changedPages;

@@ -72,7 +72,8 @@ export class QemuProcess {
     readonly died: Promise<bigint>,
     /** Resolves when the process has ended and was reaped. */
     readonly exited: Promise<void>,
-    private readonly deviceStateFd: number,
+    /** Where its devices are saved. */
+    readonly deviceStateFd: number,
     private readonly incoming: Duplex | null,
     private readonly socketPaths: string[],
   ) {
