@@ -39,7 +39,7 @@ export interface CutEpoch {
   hold: string | null;
   /** So little was written that the next epoch may well do without its pre-copy. */
   quiet: boolean;
-  /** It is being committed already; null, or null later, when that is still to be asked for. */
+  /** Its commit, where that is under way already; when it gives null it has committed nothing, and the caller is to. */
   committing: Promise<CommitResult | null> | null;
 }
 

@@ -20,11 +20,11 @@ export interface Pause {
   /** What OutputHold.begin() said. */
   hold: string | null;
   pass: CollectResult;
-  /** Under way since the guest runs again; null when it was not asked for. null too, later, of a pause that has cut nothing. */
+  /** Its commit, under way since the guest runs again; it gives null when nothing was cut. null where it was not asked for. */
   committing: Promise<CommitResult | null> | null;
 }
 
-/** Has the epoch committed that a pause cuts which is under way. `hold` is of the pause. */
+/** Asks for the commit of the epoch that the pause under way will cut. `hold` is what OutputHold.begin() said. */
 export type CommitBehind = (hold: string | null) => Promise<CommitResult | null>;
 
 /** A guest that can not be stopped, saved and let go in this time is let go: it must not stand still for an epoch's sake. */
@@ -33,6 +33,7 @@ const TIMEOUT_MS = 2000;
 /**
  * @param pagesMax ends the pass when more was written than this, about; it tells whether it is complete
  * @param output holds what the guest sends after the pause; null where that leaves at once
+ * @param commitBehind null when the caller commits
  * @throws EPOCH_FAILED, QMP_CLOSED; native failures of the pass
  */
 export async function pauseInside(

@@ -72,7 +72,7 @@ export class QemuProcess {
     readonly died: Promise<bigint>,
     /** Resolves when the process has ended and was reaped. */
     readonly exited: Promise<void>,
-    /** Where its devices are saved. */
+    /** Where its devices are saved; open until dispose(), which comes after the end of its protection. */
     readonly deviceStateFd: number,
     private readonly incoming: Duplex | null,
     private readonly socketPaths: string[],
