@@ -13,6 +13,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterNetwork(env, exports);
   RegisterAnnounce(env, exports);
   RegisterShaper(env, exports);
+  RegisterThreadWatch(env, exports);
   RegisterPacketTrail(env, exports);
   RegisterPager(env, exports);
   return exports;

@@ -18,6 +18,7 @@ void RegisterProcess(Napi::Env env, Napi::Object exports);
 void RegisterNetwork(Napi::Env env, Napi::Object exports);
 void RegisterAnnounce(Napi::Env env, Napi::Object exports);
 void RegisterShaper(Napi::Env env, Napi::Object exports);
+void RegisterThreadWatch(Napi::Env env, Napi::Object exports);
 void RegisterPacketTrail(Napi::Env env, Napi::Object exports);
 void RegisterPager(Napi::Env env, Napi::Object exports);
 

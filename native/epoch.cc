@@ -24,7 +24,7 @@ constexpr size_t kStagingQuickly = 4;
 constexpr int64_t kInQuickSuccessionNs = 50'000'000;
 // A page that was seen to be written is left open for as many epochs, a bit for each.
 constexpr uint8_t kHotEpochs = 0b1111;
-constexpr long kCountLookNs = 100'000;
+constexpr long kAnswersLookNs = 100'000;
 // A guest says that it lives within a millisecond, or several when it has much to do; one that hangs never does.
 constexpr std::chrono::milliseconds kSignTimeMax{20};
 constexpr std::chrono::microseconds kSignLook{500};  // and whether its process lives still
@@ -301,12 +301,16 @@ uint16_t EpochBuffer::ReadCount(size_t offset) const {
   return count;
 }
 
-bool EpochBuffer::AwaitCount(size_t offset, uint16_t wanted, int64_t timeoutNs) const {
+bool EpochBuffer::AwaitAnswers(size_t offset, uint16_t wanted, const ThreadWatch* vcpus, int64_t timeoutNs) const {
   const int64_t untilNs = MonotonicNs() + timeoutNs;
-  for (;;) {
-    if (static_cast<int16_t>(ReadCount(offset) - wanted) >= 0) return true;
+  for (bool slept = false;;) {
+    const bool came = static_cast<int16_t>(ReadCount(offset) - wanted) >= 0;
+    if (came && vcpus == nullptr) return true;
+    const bool sleep = came && vcpus->AllSleep();
+    if (sleep && slept) return true;
+    slept = sleep;
     if (control_->dead() || MonotonicNs() >= untilNs) return false;
-    const struct timespec pause = {0, kCountLookNs};
+    const struct timespec pause = {0, kAnswersLookNs};
     nanosleep(&pause, nullptr);
   }
 }

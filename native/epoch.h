@@ -13,6 +13,7 @@
 #include "memory.h"
 #include "page_states.h"
 #include "process.h"
+#include "thread_watch.h"
 #include "tracker.h"
 
 struct PassStats {
@@ -130,9 +131,10 @@ class EpochBuffer {
   // Compares pages with the image, from `firstPage` on, and wraps around at the end. What differs and was not written is
   // repaired by the next epoch.
   ScrubStats Scrub(size_t firstPage, size_t count);
-  // Waits until a counter of 16 bits in the guest's memory, which goes round, has reached `wanted`: looks every 100 µs.
-  // False when it has not by the end of the time, or its process has died.
-  bool AwaitCount(size_t offset, uint16_t wanted, int64_t timeoutNs) const;
+  // Waits until a counter of 16 bits in the guest's memory, which goes round, has reached `wanted`, and all of its vCPUs
+  // sleep: looks every 100 µs, and believes in their sleep when it sees it twice. Null: whatever they do.
+  // False when that has not come by the end of the time, or its process has died.
+  bool AwaitAnswers(size_t offset, uint16_t wanted, const ThreadWatch* vcpus, int64_t timeoutNs) const;
   // What this object takes, but for the image's part. May be asked from any thread: an estimate then.
   size_t MemoryBytes() const;
 

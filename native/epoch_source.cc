@@ -27,7 +27,7 @@ class EpochSource : public Napi::ObjectWrap<EpochSource> {
   Napi::Value Rewind(const Napi::CallbackInfo& info);
   Napi::Value AdvanceTwins(const Napi::CallbackInfo& info);
   Napi::Value Scrub(const Napi::CallbackInfo& info);
-  Napi::Value AwaitCount(const Napi::CallbackInfo& info);
+  Napi::Value AwaitAnswers(const Napi::CallbackInfo& info);
   void NoteSign(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
   Napi::Value MemoryBytes(const Napi::CallbackInfo& info);
@@ -97,7 +97,7 @@ void EpochSource::Register(Napi::Env env, Napi::Object exports) {
                            InstanceMethod<&EpochSource::CommitBehind>("commitBehind"), InstanceMethod<&EpochSource::Scrub>("scrub"),
                            InstanceMethod<&EpochSource::Rewind>("rewind"),
                            InstanceMethod<&EpochSource::AdvanceTwins>("advanceTwins"),
-                           InstanceMethod<&EpochSource::AwaitCount>("awaitCount"),
+                           InstanceMethod<&EpochSource::AwaitAnswers>("awaitAnswers"),
                            InstanceMethod<&EpochSource::NoteSign>("noteSign"),
                            InstanceMethod<&EpochSource::Abort>("abort"),
                            InstanceMethod<&EpochSource::MemoryBytes>("memoryBytes"),
@@ -332,15 +332,17 @@ Napi::Value EpochSource::Scrub(const Napi::CallbackInfo& info) {
   });
 }
 
-// awaitCount(offset, wanted, timeoutMs): whether the counter got there
-Napi::Value EpochSource::AwaitCount(const Napi::CallbackInfo& info) {
+// awaitAnswers(offset, wanted, vcpus: ThreadWatch | null, timeoutMs): whether the counter got there
+Napi::Value EpochSource::AwaitAnswers(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
-    const char* const usage = "awaitCount(offset, wanted, timeoutMs)";
-    const auto offset = static_cast<size_t>(WholeNumber(info[0], 0, 9007199254740991.0, "awaitCount", usage));
-    const auto wanted = static_cast<uint16_t>(WholeNumber(info[1], 0, UINT16_MAX, "awaitCount", usage));
-    const int64_t timeoutNs = WholeNumber(info[2], 0, 1000, "awaitCount", usage) * 1000000;
-    return [buffer = buffer_, offset, wanted, timeoutNs]() -> Worker::Finish {
-      const bool came = buffer->AwaitCount(offset, wanted, timeoutNs);
+    const char* const usage = "awaitAnswers(offset, wanted, vcpus, timeoutMs)";
+    const auto offset = static_cast<size_t>(WholeNumber(info[0], 0, 9007199254740991.0, "awaitAnswers", usage));
+    const auto wanted = static_cast<uint16_t>(WholeNumber(info[1], 0, UINT16_MAX, "awaitAnswers", usage));
+    const int64_t timeoutNs = WholeNumber(info[3], 0, 1000, "awaitAnswers", usage) * 1000000;
+    const std::shared_ptr<const ThreadWatch> vcpus = ThreadWatchObject::From(info[2]);
+    if (!vcpus && !info[2].IsNull()) throw MakeTypeError(info.Env(), "awaitAnswers", usage);
+    return [buffer = buffer_, offset, wanted, vcpus, timeoutNs]() -> Worker::Finish {
+      const bool came = buffer->AwaitAnswers(offset, wanted, vcpus.get(), timeoutNs);
       return [came](Napi::Env env) { return Napi::Boolean::New(env, came); };
     };
   });

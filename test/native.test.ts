@@ -7,7 +7,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { NativeImage } from '../src/native/image.js';
 import { isNativeFailure, NATIVE_BUILD_DIR } from '../src/native/index.js';
-import { createMemoryFile, EpochSource, GuestRam, ProcessHandle, QemuControl } from '../src/native/memory.js';
+import {
+  createMemoryFile,
+  EpochSource,
+  GuestRam,
+  ProcessHandle,
+  QemuControl,
+  ThreadWatch,
+} from '../src/native/memory.js';
 import type { QemuProcess } from '../src/qemu/process.js';
 import { BareQemus, openFiles, until } from './bare-qemu.js';
 import { failure, rejection, thrownBy } from './failures.js';
@@ -117,9 +124,13 @@ describe('arguments of a wrong type are errors with a code, and nothing else', (
     'rewind(epoch)': (v) => source.rewind(any(v), null),
     'scrub(first)': (v) => source.scrub(any(v), 1),
     'scrub(count)': (v) => source.scrub(0, any(v)),
-    'awaitCount(offset)': (v) => source.awaitCount(any(v), 0, 0),
-    'awaitCount(wanted)': (v) => source.awaitCount(0, any(v), 0),
-    'awaitCount(timeoutMs)': (v) => source.awaitCount(0, 0, any(v)),
+    'awaitAnswers(offset)': (v) => source.awaitAnswers(any(v), 0, null, 0),
+    'awaitAnswers(wanted)': (v) => source.awaitAnswers(0, any(v), null, 0),
+    'awaitAnswers(vcpus)': (v) => (v === null ? fail() : source.awaitAnswers(0, 0, any(v), 0)),
+    'awaitAnswers(timeoutMs)': (v) => source.awaitAnswers(0, 0, null, any(v)),
+    'ThreadWatch(pid)': (v) => new ThreadWatch(any(v), []),
+    'ThreadWatch(tids)': (v) => (Array.isArray(v) ? fail() : new ThreadWatch(process.pid, any(v))),
+    'ThreadWatch(tid)': (v) => new ThreadWatch(process.pid, [process.pid, any(v)]),
   };
   function fail(): never {
     throw Object.assign(new Error('left out: this type is right'), { code: 'RIGHT', syscall: '-' });
@@ -267,21 +278,50 @@ describe('a counter in the memory of a guest', () => {
     [0x1234, 0x1233, 0x1234],
   ])('of %d is awaited until it is %d or, having gone round, more: %d', async (from, wanted, to) => {
     count(from);
-    const early = await source.awaitCount(AT, wanted, 3);
+    const early = await source.awaitAnswers(AT, wanted, null, 3);
     expect(early).toBe(from === to);
-    const awaited = source.awaitCount(AT, wanted, 1000);
+    const awaited = source.awaitAnswers(AT, wanted, null, 1000);
     count(to);
     expect(await awaited).toBe(true);
+  });
+
+  test('is not enough while one of the threads is at work; one that has ended sleeps', async () => {
+    const threads = ['while :; do :; done', 'read line'].map((script) => spawn('sh', ['-c', script]));
+    const ended = Promise.all(threads.map((thread) => once(thread, 'exit')));
+    const [busy, idle] = threads.map(({ pid }) => new ThreadWatch(pid as number, [pid as number])) as [
+      ThreadWatch,
+      ThreadWatch,
+    ];
+    try {
+      count(7);
+      await expect.poll(() => idle.allSleep()).toBe(true);
+      expect(await source.awaitAnswers(AT, 7, idle, 1000)).toBe(true);
+      expect(await source.awaitAnswers(AT, 8, idle, 3)).toBe(false);
+      expect([busy.allSleep(), await source.awaitAnswers(AT, 7, busy, 20)]).toEqual([false, false]);
+      const awaited = source.awaitAnswers(AT, 7, busy, 1000);
+      threads[0]!.kill('SIGKILL');
+      expect(await awaited).toBe(true);
+      const none = new ThreadWatch(process.pid, []);
+      expect(none.allSleep()).toBe(true);
+      for (const each of [none, busy]) each.close();
+      expect(await rejection(source.awaitAnswers(AT, 7, busy, 0))).toMatchObject(failure('ERR_INVALID_ARG_TYPE'));
+    } finally {
+      for (const each of threads) each.kill('SIGKILL');
+      for (const each of [busy, idle]) each.close();
+    }
+    await ended;
+    const gone = threads[0]!.pid as number;
+    expect(thrownBy(() => new ThreadWatch(gone, [gone]))).toMatchObject(failure('ESRCH'));
   });
 
   test('takes no memory to look at, and is nowhere but in the memory', async () => {
     const empty = new GuestRam('empty', 2 * PAGE);
     const other = checksumSource(empty, await images.create(2 * PAGE));
-    expect([await other.awaitCount(AT, 1, 2), empty.residentBytes()]).toEqual([false, 0]);
+    expect([await other.awaitAnswers(AT, 1, null, 2), empty.residentBytes()]).toEqual([false, 0]);
     for (const offset of [AT + 1, 2 * PAGE, 2 ** 50])
-      expect(await rejection(other.awaitCount(offset, 1, 0))).toMatchObject(failure('ERR_OUT_OF_RANGE'));
-    const awaited = other.awaitCount(AT, 1, 500);
-    expect(await rejection(other.awaitCount(AT, 1, 0))).toMatchObject(failure('ERR_BUSY'));
+      expect(await rejection(other.awaitAnswers(offset, 1, null, 0))).toMatchObject(failure('ERR_OUT_OF_RANGE'));
+    const awaited = other.awaitAnswers(AT, 1, null, 500);
+    expect(await rejection(other.awaitAnswers(AT, 1, null, 0))).toMatchObject(failure('ERR_BUSY'));
     expect(await awaited).toBe(false);
     other.close();
     empty.close();

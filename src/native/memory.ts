@@ -86,6 +86,13 @@ export interface ProcessHandle {
   close(): void;
 }
 
+/** Threads of another process. */
+export interface ThreadWatch {
+  /** All of them sleep at this moment, or have ended. 5 µs for each. */
+  allSleep(): boolean;
+  close(): void;
+}
+
 export interface CollectResult {
   /** Pages looked at: reported as written, or checksummed. */
   scannedPages: number;
@@ -230,11 +237,11 @@ export interface EpochSource {
   /** Compares so many pages of twins with the image and mends them. @returns how many are left to compare */
   advanceTwins(twins: readonly DiskTwin[], pages: number): Promise<number>;
   /**
-   * Waits until a counter of 16 bits, which goes round, at `offset` of the guest's RAM has reached `wanted`; looks every
-   * 0.1 ms, where a timer of the event loop has whole ones. @returns false after `timeoutMs`, 1000 at most, or when the
-   * process has died. Rejects with ERR_OUT_OF_RANGE
+   * Waits until a counter of 16 bits, which goes round, at `offset` of the guest's RAM has reached `wanted` and the
+   * guest's vCPUs sleep (null: whatever they do); looks every 0.1 ms, where a timer of the event loop has whole ones.
+   * @returns false after `timeoutMs`, 1000 at most, or when the process has died. Rejects with ERR_OUT_OF_RANGE
    */
-  awaitCount(offset: number, wanted: number, timeoutMs: number): Promise<boolean>;
+  awaitAnswers(offset: number, wanted: number, vcpus: ThreadWatch | null, timeoutMs: number): Promise<boolean>;
   /** A sign of life came from the guest at that time, CLOCK_MONOTONIC. Also while an operation is under way. */
   noteSign(atNs: bigint): void;
   /** Memory that this source takes, but for the image's. An estimate while an operation is under way. @throws ERR_CLOSED */
@@ -257,6 +264,11 @@ interface MemoryAddon {
     adopt(pid: number): QemuControl;
   };
   ProcessHandle: new (pid: number) => ProcessHandle;
+  /** 1024 threads at most. @throws ESRCH when one of them is not there */
+  ThreadWatch: new (
+    pid: number,
+    tids: readonly number[],
+  ) => ThreadWatch;
   EpochSource: new (options: {
     ram: GuestRam;
     control: QemuControl;
@@ -270,5 +282,13 @@ interface MemoryAddon {
   measureScan(ram: GuestRam): { bytes: number; copyMs: number; checksumMs: number };
 }
 
-export const { GuestRam, QemuControl, ProcessHandle, EpochSource, adoptFile, createMemoryFile, measureScan } =
-  loadAddon<MemoryAddon>();
+export const {
+  GuestRam,
+  QemuControl,
+  ProcessHandle,
+  ThreadWatch,
+  EpochSource,
+  adoptFile,
+  createMemoryFile,
+  measureScan,
+} = loadAddon<MemoryAddon>();

@@ -14,10 +14,12 @@
 import { monotonicMs } from '../clock.js';
 import { messageOf } from '../errors.js';
 import { privateBytes } from '../host/process-stat.js';
+import type { ThreadWatch } from '../native/memory.js';
 import type { PacketTrail } from '../network/native.js';
 import type { QemuProcess } from '../qemu/process.js';
 import type { Waiting } from './pacing.js';
 import { COUNTER_MASK, findSentCounter, type SentCounter } from './sent-counter.js';
+import { watchVcpus } from './vcpu-watch.js';
 
 /** So many at once at most: one that is kept, one that is filled, and those of epochs that were given up. The shim knows. */
 const HOLDS_MAX = 8;
@@ -61,6 +63,7 @@ export class OutputHold {
   private closed = false;
   private readonly watch: NodeJS.Timeout;
   private sent: SentCounter | null = null;
+  private vcpus: ThreadWatch | null = null;
   private sentAtCut = 0;
   private sentLast = 0;
   /** What the counter says when everybody who was answered by the last commit has been answered again; null: no telling. */
@@ -88,6 +91,10 @@ export class OutputHold {
     this.watch = setInterval(() => this.check(), WATCH_MS).unref();
     if (before?.sent) this.sent = before.sent.of(qemu);
     else void findSentCounter(qemu).then((sent) => (this.sent = sent));
+    void watchVcpus(qemu).then((vcpus) => {
+      if (this.closed) vcpus?.close();
+      else this.vcpus = vcpus;
+    });
   }
 
   get isActive(): boolean {
@@ -239,13 +246,14 @@ export class OutputHold {
   waiting(nowMs: number): Waiting | null {
     // Not known where to look: as if something came all the time.
     if (this.sent === null)
-      return { oldestMs: nowMs - (this.holds.at(-1)?.madeAtMs ?? nowMs), newestMs: 0, complete: false };
+      return { oldestMs: nowMs - (this.holds.at(-1)?.madeAtMs ?? nowMs), newestMs: 0, complete: false, idle: null };
     const sent = this.sent.read();
     if (sent !== this.sentLast) this.lastSentMs = nowMs;
     this.sentLast = sent;
     if (sent === this.sentAtCut) return null;
     this.firstSentMs ??= nowMs;
-    return { oldestMs: nowMs - this.firstSentMs, newestMs: nowMs - this.lastSentMs, complete: this.isComplete(sent) };
+    const [oldestMs, newestMs] = [nowMs - this.firstSentMs, nowMs - this.lastSentMs];
+    return { oldestMs, newestMs, complete: this.isComplete(sent), idle: this.vcpus?.allSleep() ?? null };
   }
 
   /** Where in the guest's RAM is counted what it sends; undefined while that is not known. */
@@ -253,10 +261,10 @@ export class OutputHold {
     return this.sent?.offset;
   }
 
-  /** The counter in the guest's RAM that says when all are answered who were at the last commit, if it does not yet. */
-  expected(): { offset: number; count: number } | null {
-    if (this.sent === null || this.sentExpected === null || this.isComplete(this.sent.read())) return null;
-    return { offset: this.sent.offset, count: this.sentExpected };
+  /** By what the guest shows that all are answered who were at the last commit; null: by nothing. */
+  expected(): { offset: number; count: number; vcpus: ThreadWatch | null } | null {
+    if (this.sent === null || this.sentExpected === null) return null;
+    return { offset: this.sent.offset, count: this.sentExpected, vcpus: this.vcpus };
   }
 
   private isComplete(sent: number): boolean {
@@ -295,6 +303,8 @@ export class OutputHold {
   close(): void {
     this.closed = true;
     clearInterval(this.watch);
+    this.vcpus?.close();
+    this.vcpus = null;
   }
 
   private check(): void {

@@ -1,9 +1,10 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { pacingSchema } from '../vm/spec.js';
-import { type EpochCost, isDueStrict, lookAgainMs, nextIntervalMs, smoothCost } from './pacing.js';
+import { type EpochCost, isDueStrict, lookAgainMs, nextIntervalMs, smoothCost, type Waiting } from './pacing.js';
 
 const limits = pacingSchema.parse({});
+const silent: Waiting = { oldestMs: 0, newestMs: 0, complete: false, idle: null };
 const busy: EpochCost = { pauseMs: 3, cpuMs: 4, epochMs: 6, dirtyPagesPerSecond: 50_000 };
 
 describe('epoch pacing', () => {
@@ -49,15 +50,15 @@ describe('epoch pacing', () => {
 
   it('cuts in strict mode when the guest has answered, and not before', () => {
     const cost = { pauseMs: 2, cpuMs: 3, epochMs: 6, dirtyPagesPerSecond: 20_000 };
-    const due = (sinceEpochMs: number, waiting: { oldestMs: number; newestMs: number; complete?: boolean } | null) =>
-      isDueStrict(sinceEpochMs, waiting && { complete: false, ...waiting }, cost, limits);
+    const due = (sinceEpochMs: number, waiting: Partial<Waiting> | null) =>
+      isDueStrict(sinceEpochMs, waiting && { ...silent, ...waiting }, cost, limits);
     expect(due(1, { oldestMs: 3, newestMs: 2 })).toBe(true);
     // It goes on sending: gathered, but not without end.
     expect(due(1, { oldestMs: 3, newestMs: 0 })).toBe(false);
     expect(due(9, { oldestMs: 9, newestMs: 0 })).toBe(false);
     expect(due(18, { oldestMs: 18, newestMs: 0 })).toBe(true);
     const dear = { ...cost, epochMs: 50 };
-    expect(isDueStrict(25, { oldestMs: 25, newestMs: 0, complete: false }, dear, limits)).toBe(true);
+    expect(isDueStrict(25, { ...silent, oldestMs: 25 }, dear, limits)).toBe(true);
     // Everybody who was answered last has asked again and got his answer.
     expect(due(1, { oldestMs: 1, newestMs: 0, complete: true })).toBe(true);
     // Nothing waits: as rarely as an idle VM in async mode, but never so rarely that a hold grows old.
@@ -66,13 +67,30 @@ describe('epoch pacing', () => {
     expect(isDueStrict(500, null, { ...cost, dirtyPagesPerSecond: 0 }, { ...limits, maxLagMs: 60_000 })).toBe(true);
     // It has to run as long as it stands.
     expect(
-      isDueStrict(1, { oldestMs: 9, newestMs: 9, complete: true }, { ...cost, pauseMs: 20, epochMs: 22 }, limits),
+      isDueStrict(
+        1,
+        { oldestMs: 9, newestMs: 9, complete: true, idle: true },
+        { ...cost, pauseMs: 20, epochMs: 22 },
+        limits,
+      ),
     ).toBe(false);
   });
 
+  it('lets a guest that is still at work in strict mode come to its end, but not for ever', () => {
+    const cost = { pauseMs: 2, cpuMs: 3, epochMs: 6, dirtyPagesPerSecond: 20_000 };
+    const due = (waiting: Partial<Waiting>) => isDueStrict(5, { ...silent, ...waiting }, cost, limits);
+    for (const idle of [true, null]) {
+      expect(due({ complete: true, idle })).toBe(true);
+      expect([1, 2].map((newestMs) => due({ newestMs, idle }))).toEqual([false, true]);
+    }
+    // Others' answers are on their way: theirs would be those of another epoch.
+    expect([0, 3, 5].map((newestMs) => due({ complete: true, newestMs, idle: false }))).toEqual([false, false, true]);
+    expect([10, 17, 18].map((oldestMs) => due({ oldestMs, newestMs: 10, idle: false }))).toEqual([false, false, true]);
+  });
+
   it('lets a guest that woke up speak its first words to their end', () => {
-    expect(isDueStrict(20, { oldestMs: 5, newestMs: 5, complete: false }, null, limits)).toBe(false);
-    expect(isDueStrict(20, { oldestMs: 8, newestMs: 6, complete: false }, null, limits)).toBe(true);
+    expect(isDueStrict(20, { ...silent, oldestMs: 5, newestMs: 5 }, null, limits)).toBe(false);
+    expect(isDueStrict(20, { ...silent, oldestMs: 8, newestMs: 6 }, null, limits)).toBe(true);
     expect(isDueStrict(80, null, null, limits)).toBe(true);
   });
 

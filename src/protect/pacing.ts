@@ -47,12 +47,15 @@ export interface Waiting {
   newestMs: number;
   /** As many answers as were let go last have come: whoever asks again after an answer has got all of them. */
   complete: boolean;
+  /** Its vCPUs sleep: it has dealt with all that reached it. null: that can not be seen. */
+  idle: boolean | null;
 }
 
 /** However little happens: what comes must find a hold that is young enough. */
 const STRICT_INTERVAL_MS_MAX = 500;
-/** A guest that has sent nothing more for so long has answered what it was asked. */
+/** A guest that has sent nothing more for so long has answered what it was asked, unless it is still at work on it. */
 const SETTLED_MS = 1.8;
+const BUSY_SETTLED_MS = 4;
 /** One that goes on sending is cut all the same: so long an epoch of a busy guest gathers answers … */
 const GATHER_MS_MIN = 8;
 /** … and so many times as long as an epoch costs, or the guest would be held up by epochs of a few answers each. */
@@ -84,7 +87,16 @@ export function isDueStrict(
   const ranMs = sinceEpochMs + cost.epochMs - cost.pauseMs;
   if (ranMs < cost.pauseMs) return false;
   const gatherMs = Math.min(GATHER_MS_MAX, Math.max(GATHER_MS_MIN, GATHER_EPOCHS * cost.epochMs));
-  return waiting.complete || waiting.newestMs >= SETTLED_MS || waiting.oldestMs >= gatherMs;
+  return waiting.oldestMs >= gatherMs || waiting.newestMs >= settledMs(waiting);
+}
+
+/**
+ * How long a guest that has sent something is given to send more. One at work is about to: cut now, half of its clients
+ * would get their answers, the other half those of the next epoch, and so on with twice as many epochs as there need be.
+ */
+function settledMs({ complete, idle }: Waiting): number {
+  if (idle === false) return complete ? BUSY_SETTLED_MS : Infinity;
+  return complete ? 0 : SETTLED_MS;
 }
 
 /** How soon to look again whether an epoch is due, ms. @param silentMs how long the guest has sent nothing */

@@ -326,7 +326,10 @@ export class Protector {
       if (expected === null) await this.sleep(lookMs);
       // Whoever got an answer and asks at once again is not to wait for the event loop's next millisecond. It fails where a
       // guest says that its ring is where it has no memory.
-      else await this.source.awaitCount(expected.offset, expected.count, lookMs).catch(() => this.sleep(lookMs));
+      else {
+        const { offset, count, vcpus } = expected;
+        await this.source.awaitAnswers(offset, count, vcpus, lookMs).catch(() => this.sleep(lookMs));
+      }
     }
     this.intervalMs = monotonicMs() - sinceMs;
   }

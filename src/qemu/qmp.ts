@@ -49,6 +49,7 @@ export interface QmpCommands {
   'object-del': { args: { id: string }; result: object };
   'qom-set': { args: { path: string; property: string; value: string }; result: object };
   'qom-list': { args: { path: string }; result: { name: string; type: string }[] };
+  'query-cpus-fast': { args: undefined; result: { 'thread-id': number }[] };
   'x-query-virtio': { args: undefined; result: { name: string; path: string }[] };
   'x-query-virtio-queue-status': { args: { path: string; queue: number }; result: { 'vring-used': number } };
 }
