@@ -43,6 +43,7 @@
 #define PORT_NAME "org.shadowvm.heartbeat"
 #define APP_STATUS_PATH "/run/app-status"
 #define BEAT_NS 50000000LL
+#define REST_MS_MAX 1000
 #define PORT_RETRY_NS 5000000LL
 #define PORT_TRIES 2000
 #define SLOW_BEATS 10 // memory figures and the status file's identity are looked at every this many beats
@@ -159,6 +160,7 @@ struct agent {
   int meminfo_fd;
   int app_fd; // -1: no application shows a status
   uint64_t beats;
+  int64_t next_beat_ns;
   unsigned long mem_total_kib, mem_available_kib;
   bool said_poweroff, said_reboot;
   // Lines that must arrive (exit, bye) wait here while the host does not read. Beats never wait.
@@ -471,6 +473,10 @@ static void obey(struct agent *agent, char *line) {
     line[1] = 'o';
     line[length] = '\n'; // `line` has room for its end
     if (agent->output_length > 0 || agent->port_fd < 0 || write(agent->port_fd, line, length + 1) <= 0) beat(agent);
+  } else if (strncmp(line, "rest ", 5) == 0) {
+    // So long no beats: whoever the guest serves comes first when it wakes up.
+    long ms = atol(line + 5);
+    if (ms > 0) agent->next_beat_ns = clock_ns(CLOCK_MONOTONIC) + (ms < REST_MS_MAX ? ms : REST_MS_MAX) * 1000000LL;
   } else if (strcmp(line, "poweroff") == 0) {
     say_bye(agent, false);
     kill(1, SIGUSR2); // busybox's own convention for "init, power off"
@@ -617,20 +623,21 @@ static _Noreturn void agent_main(void) {
 
   // The modules of the port are loading at this moment: looked for more often than beats come, it gives the host its
   // first sign of life at once. A machine without such a port is not worth the effort for long.
-  int64_t next_ns = clock_ns(CLOCK_MONOTONIC);
+  agent.next_beat_ns = clock_ns(CLOCK_MONOTONIC);
   for (int tries = 0; tries < PORT_TRIES && agent.port_fd < 0; tries++) {
     open_port(&agent);
-    if (agent.port_fd < 0) sleep_until_ns(next_ns += PORT_RETRY_NS);
+    if (agent.port_fd < 0) sleep_until_ns(agent.next_beat_ns += PORT_RETRY_NS);
   }
   for (;;) {
     int64_t now_ns = clock_ns(CLOCK_MONOTONIC);
-    if (now_ns >= next_ns) {
+    if (now_ns >= agent.next_beat_ns) {
       beat(&agent);
       agent.port_hung_up = false; // look again once per beat
-      next_ns += BEAT_NS;
+      agent.next_beat_ns += BEAT_NS;
       now_ns = clock_ns(CLOCK_MONOTONIC);
       // After a pause of the whole VM the missed beats are not made up for.
-      if (next_ns <= now_ns) next_ns += ((now_ns - next_ns) / BEAT_NS + 1) * BEAT_NS;
+      const int64_t late_ns = now_ns - agent.next_beat_ns;
+      if (late_ns >= 0) agent.next_beat_ns += (late_ns / BEAT_NS + 1) * BEAT_NS;
     }
     // While no host is connected poll would return POLLHUP at once, again and again: such a port is left out until the
     // next beat.
@@ -638,7 +645,7 @@ static _Noreturn void agent_main(void) {
         {.fd = agent.signal_fd, .events = POLLIN},
         {.fd = agent.port_hung_up ? -1 : agent.port_fd, .events = POLLIN},
     };
-    int64_t left_ns = next_ns - now_ns;
+    int64_t left_ns = agent.next_beat_ns - now_ns;
     struct timespec timeout = {left_ns / 1000000000LL, left_ns % 1000000000LL};
     if (ppoll(fds, 2, &timeout, NULL) <= 0) continue;
     if (fds[0].revents & POLLIN) take_signals(&agent);

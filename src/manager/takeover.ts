@@ -26,6 +26,8 @@ import { letRun, loadFromImage, publishPorts } from './wake.js';
 const AWAKENING_MS = 500;
 /** And then so long for its answers to whoever it serves: what is left of a promotion costs CPU time. */
 const ANSWERED_MS = 150;
+/** A clock that is further behind is set before the guest answers anybody, and else when it has: setting it takes time too. */
+const CLOCK_BEHIND_MS_MAX = 250;
 /** QEMUs that may die, or refuse the state, before a promotion is given up. */
 const LOAD_FAILURES_MAX = 4;
 
@@ -326,7 +328,10 @@ export class Takeover {
     core.wokeFrom = run.from;
     core.followed = true;
     core.state = 'running';
-    primary.agent.setClock(Date.now());
+    const from = run.from as { epoch: number; cutAtMs: number };
+    // Its clock has stood still since the cut.
+    const clockWaits = Date.now() - from.cutAtMs < CLOCK_BEHIND_MS_MAX;
+    if (!clockWaits) primary.agent.setClock(Date.now());
     // What a promotion leaves to be done costs CPU time, and so does a guest's awakening: the guest goes first.
     const awake = awakening(primary, AWAKENING_MS);
     const imageFree = oldShadow.dispose();
@@ -337,11 +342,11 @@ export class Takeover {
       await awake;
       core.noteAwakening(primary, null, ANSWERED_MS);
       await sleep(ANSWERED_MS);
+      if (clockWaits) primary.agent.setClock(Date.now());
       core.limitPrimary();
       await old?.dispose();
       await core.sides.retire(oldSide);
     })().catch((error: unknown) => core.logError(error, 'after the promotion'));
-    const from = run.from as { epoch: number; cutAtMs: number };
     this.before = { from: { epoch: from.epoch, cutAtMs: from.cutAtMs }, resumedAtMs: Date.now(), rewinds: run.rewinds };
     this.last = promotionView(run, core.name, this.switchover.generation);
     core.event('info', 'promotion.done', promotionWords(this.last), this.last);

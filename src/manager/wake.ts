@@ -5,6 +5,8 @@ import type { QemuProcess } from '../qemu/process.js';
 import type { VmSpec } from '../vm/spec.js';
 
 const LOAD_TIMEOUT_MS = 10_000;
+/** A guest that wakes up runs everything for the first time, and a heartbeat with its figures takes as long as an answer to a client. */
+const REST_MS = 150;
 
 /** Makes a waiting QEMU ready to run from the image's newest epoch. @throws PROMOTION_FAILED, QMP_* */
 export async function loadFromImage(
@@ -25,7 +27,7 @@ export async function letRun(qemu: QemuProcess, from: MarkedEpoch | null): Promi
   // Otherwise the first epoch would read all of its disks.
   if (from !== null) qemu.control.setMarked(from.imageId, from.epoch);
   const running = qemu.qmp.execute('cont');
-  qemu.agent.ping(); // right behind it: the guest's first sign of life is the end of the outage
+  qemu.agent.wake(REST_MS); // right behind it: the guest's first sign of life is the end of the outage
   await running;
 }
 

@@ -108,6 +108,14 @@ export class GuestAgent {
     this.socket.write(`ping ${process.hrtime.bigint()}\n`);
   }
 
+  /**
+   * The same of a guest that is about to wake up, and no heartbeat for a while after it: whoever the guest serves has waited
+   * longer. An agent of an older image beats all the same.
+   */
+  wake(restMs: number): void {
+    this.socket.write(`ping ${process.hrtime.bigint()}\nrest ${restMs}\n`);
+  }
+
   /** Resolves with the guest's next sign of life, or with false when there will be none. */
   nextSign(): Promise<boolean> {
     if (this.closed) return Promise.resolve(false);
