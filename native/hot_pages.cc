@@ -96,8 +96,9 @@ void WriteHotPages(const std::string& path, const PageSource& source, const std:
   if (rename(fresh.c_str(), path.c_str()) != 0) throw ErrnoFailure(errno, "rename", path);
 }
 
-std::vector<uint32_t> MergeHotPages(const std::vector<uint32_t>& filled, const std::vector<uint32_t>& missed) {
-  std::unordered_set<uint32_t> seen;
+std::vector<uint32_t> MergeHotPages(const std::vector<uint32_t>& filled, const std::vector<uint32_t>& missed,
+                                    const std::vector<uint32_t>& before) {
+  std::unordered_set<uint32_t> seen(before.begin(), before.end());
   std::vector<uint32_t> all;
   for (const std::vector<uint32_t>* part : {&filled, &missed})
     for (const uint32_t page : *part)

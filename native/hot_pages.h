@@ -6,7 +6,9 @@
 // (PageSource::Holds). One that is missing, foreign or damaged costs time.
 //
 // The pages come in the order in which they were waited for, and are packed a few at a time: those that the devices are
-// loaded with are there before the last ones are unpacked.
+// loaded with are there before the last ones are unpacked. Those until the guest's first sign of life are in one file,
+// those until it has answered its clients in another, which is filled behind the first: in one, what the devices need
+// would wait for what the last client needs.
 //
 //     "SVMHOT2\n"   u32 pages   u32 page number [pages]   u32 stored bytes [chunks]   zstd frame [chunks]
 #pragma once
@@ -35,6 +37,7 @@ HotPages ReadHotPages(const std::string& path);
 // Replaces the file at once or not at all, by what the source holds now; gives up when `stop` is set. Throws Failure.
 void WriteHotPages(const std::string& path, const PageSource& source, const std::vector<uint32_t>& numbers,
                    const std::atomic<bool>& stop);
-// `filled` and then what was missing all the same, each once. When there are too many the oldest go, but the very first:
-// what was waited for last is certainly needed.
-std::vector<uint32_t> MergeHotPages(const std::vector<uint32_t>& filled, const std::vector<uint32_t>& missed);
+// `filled` and then what was missing all the same, each once, without those of `before`. When there are too many the oldest
+// go, but the very first: what was waited for last is certainly needed.
+std::vector<uint32_t> MergeHotPages(const std::vector<uint32_t>& filled, const std::vector<uint32_t>& missed,
+                                    const std::vector<uint32_t>& before);

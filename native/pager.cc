@@ -219,9 +219,9 @@ void Pager::Record(size_t page, int64_t ns) {
   timesMax_ = std::max(timesMax_, ms);
 }
 
-std::vector<uint32_t> Pager::Needed() const {
+std::vector<uint32_t> Pager::Needed(size_t index, const std::vector<uint32_t>& before) const {
   std::lock_guard<std::mutex> lock(timesMutex_);
-  return MergeHotPages(hot_, missed_);
+  return MergeHotPages(index < hot_.size() ? hot_[index] : std::vector<uint32_t>(), missed_, before);
 }
 
 // Faults first; then the limit.
@@ -247,12 +247,7 @@ void Pager::KeepHot(const std::string& path, const std::vector<uint32_t>& pages)
 
 // Those that have changed since the file was written come from the source, like all others. Pages of zeros too: a guest
 // that touched them once does so again.
-std::vector<uint32_t> Pager::FillHot(const std::string& path, PageScratch& scratch) {
-  const HotPages hot = ReadHotPages(path);
-  {
-    std::lock_guard<std::mutex> lock(timesMutex_);
-    hot_ = hot.numbers;
-  }
+std::vector<uint32_t> Pager::FillHot(const HotPages& hot, PageScratch& scratch) {
   std::vector<uint32_t> changed;
   std::vector<uint8_t> contents(kHotChunkPages * kPageBytes);
   for (size_t chunk = 0; chunk < hot.chunks.size() && !stop_; chunk++) {
@@ -287,11 +282,20 @@ void Pager::FillPage(size_t page, PageScratch& scratch, bool zeros) {
   if (control_->dead()) throw Failure{"ERR_VM_DEAD", "pager", "the VM's process died while it was filled"};
 }
 
-FillResult Pager::Fill(const std::string& hotPath) {
+FillResult Pager::Fill(const std::vector<std::string>& hotPaths) {
   const int64_t startNs = MonotonicNs();
   PageScratch scratch;
   SetThreadNice(kFaultNice);
-  const std::vector<uint32_t> expected = FillHot(hotPath, scratch);
+  std::vector<uint32_t> expected;
+  for (const std::string& path : hotPaths) {
+    const HotPages hot = ReadHotPages(path);
+    {
+      std::lock_guard<std::mutex> lock(timesMutex_);
+      hot_.push_back(hot.numbers);
+    }
+    const std::vector<uint32_t> changed = FillHot(hot, scratch);
+    expected.insert(expected.end(), changed.begin(), changed.end());
+  }
   SetThreadNice(kFillNice);
   int64_t nextNs = 0;
   const std::vector<uint32_t> order = source_->FillOrder();

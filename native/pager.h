@@ -47,11 +47,12 @@ class Pager {
   // Begins to serve faults; those that an earlier manager left unanswered come again. There must be no other pager.
   void Start(size_t faultThreads);
   // Installs every page that is not all zeros; to be called once, after Start, on a thread of its own. The hot pages of
-  // that file (hot_pages.h) come first, at once. Throws Failure: ERR_CLOSED after Stop, ERR_VM_DEAD,
-  // or the failure of the first page that the source could not give.
-  FillResult Fill(const std::string& hotPath);
-  // The hot pages, and those that were waited for all the same since the start: what the next awakening will need.
-  std::vector<uint32_t> Needed() const;
+  // these files (hot_pages.h) come first, at once, one file after the other. Throws Failure: ERR_CLOSED after Stop,
+  // ERR_VM_DEAD, or the failure of the first page that the source could not give.
+  FillResult Fill(const std::vector<std::string>& hotPaths);
+  // The pages of the hot file of that index, and those that were waited for all the same since the start, without those
+  // that are in `before`: what the next awakening will need.
+  std::vector<uint32_t> Needed(size_t index, const std::vector<uint32_t>& before) const;
   // Writes a file of hot pages from the source; gives up after Stop. Throws Failure.
   void KeepHot(const std::string& path, const std::vector<uint32_t>& pages) const;
   // 0: no limit.
@@ -73,7 +74,7 @@ class Pager {
   void Record(size_t page, int64_t ns);
   void WaitForTurn(int64_t* nextNs);
   // Returns those that had changed, which the page cache of the source holds now.
-  std::vector<uint32_t> FillHot(const std::string& path, PageScratch& scratch);
+  std::vector<uint32_t> FillHot(const HotPages& hot, PageScratch& scratch);
   void FillPage(size_t page, PageScratch& scratch, bool zeros);
 
   const std::shared_ptr<ControlPage> control_;
@@ -102,6 +103,6 @@ class Pager {
   mutable std::mutex timesMutex_;
   std::vector<float> times_;  // ms, a ring of the newest
   float timesMax_ = 0;
-  std::vector<uint32_t> hot_;     // of the file
-  std::vector<uint32_t> missed_;  // that were waited for, up to kMissedMax
+  std::vector<std::vector<uint32_t>> hot_;  // of each file
+  std::vector<uint32_t> missed_;            // that were waited for, up to kMissedMax
 };

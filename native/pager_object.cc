@@ -111,16 +111,18 @@ static std::vector<uint32_t> PagesFrom(Napi::Value value, const char* usage) {
   return std::vector<uint32_t>(pages.Data(), pages.Data() + pages.ElementLength());
 }
 
-// start(hotPath?: string): serves faults from now on, and fills; the promise settles with the end of the fill.
+// start(hotPath?: string, laterHotPath?: string): serves faults from now on, and fills; the promise settles with the end
+// of the fill.
 Napi::Value PagerObject::Start(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Pager& pager = Open(env);
   if (started_) throw MakeError(env, "ERR_BUSY", "pager", "this pager was started already");
   started_ = true;
-  const std::string hotPath = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : std::string();
+  std::vector<std::string> hotPaths;
+  for (size_t i = 0; i < 2 && info[i].IsString(); i++) hotPaths.push_back(info[i].As<Napi::String>());
   pager.Start(faultThreads_);
-  return worker_->Run(env, Value(), [pager = pager_, hotPath]() -> Worker::Finish {
-    const FillResult result = pager->Fill(hotPath);
+  return worker_->Run(env, Value(), [pager = pager_, hotPaths]() -> Worker::Finish {
+    const FillResult result = pager->Fill(hotPaths);
     return [result](Napi::Env env) {
       Napi::Object object = Napi::Object::New(env);
       object.Set("pages", static_cast<double>(result.pages));
@@ -143,9 +145,13 @@ Napi::Value PagerObject::Stats(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// needed(): Uint32Array of the hot pages of this awakening and of those that were waited for all the same
+// needed(before?: Uint32Array): Uint32Array of the hot pages of this awakening and of those that were waited for all the
+// same; with `before`, of the second file's, and without those
 Napi::Value PagerObject::Needed(const Napi::CallbackInfo& info) {
-  const std::vector<uint32_t> pages = Open(info.Env()).Needed();
+  const bool later = !info[0].IsUndefined();
+  const std::vector<uint32_t> before =
+      later ? PagesFrom(info[0], "needed(before?: Uint32Array)") : std::vector<uint32_t>();
+  const std::vector<uint32_t> pages = Open(info.Env()).Needed(later ? 1 : 0, before);
   Napi::Uint32Array result = Napi::Uint32Array::New(info.Env(), pages.size());
   std::copy(pages.begin(), pages.end(), result.Data());
   return result;

@@ -4,6 +4,7 @@
  *
  *     <build>/golden-<shape>.fold   a shadow image in one file: RAM and devices of the freshly booted guest
  *     <build>/golden-<shape>.hot    the pages of it that its guests need first when they wake up (native/hot_pages.h)
+ *     <build>/golden-<shape>.hot-later  and then
  */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';

@@ -76,7 +76,7 @@ export class VmCore {
     return this.spec.name;
   }
 
-  /** A file with what the guest needs first when it wakes up. */
+  /** A file with what the guest needs first when it wakes up; beside it is one with what it needs then. */
   get hotPath(): string {
     return join(this.host.options.stateDir.vmDir(this.name), 'awakening.hot');
   }

@@ -55,11 +55,16 @@ export interface Pager {
    * Serves faults from now on, and fills the rest behind them. Settles when every page that is not all zeros is there;
    * rejects with ERR_CLOSED, ERR_VM_DEAD, or with what onTrouble was told first. Faults are served until close().
    * @param hotPath a file of keepHot(), filled before everything else; a hint, which may be missing
+   * @param laterHotPath another one, filled behind it
    * @throws ERR_BUSY when it was started before
    */
-  start(hotPath?: string): Promise<FillResult>;
-  /** The pages of the hot file and those that were waited for all the same, at most 1536: what the next awakening needs. */
-  needed(): Uint32Array;
+  start(hotPath?: string, laterHotPath?: string): Promise<FillResult>;
+  /**
+   * The pages of the first hot file and those that were waited for all the same, at most 1536: what the next awakening
+   * needs. @param before what it needed at an earlier moment: those that it has needed beside them, of the second file and
+   * waited for
+   */
+  needed(before?: Uint32Array): Uint32Array;
   /** Writes a file of hot pages, as the source has them now; one at a time. Rejects with ERR_BUSY, or an errno. */
   keepHot(path: string, pages: Uint32Array): Promise<void>;
   stats(): PagerStats;

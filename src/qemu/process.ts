@@ -58,6 +58,11 @@ const DYING_NICE = 19;
 const SIGKILL = 9;
 const SIGSTOP = 19;
 
+/** Beside a file with what a guest needs until its first sign of life: what it needs until it has answered. */
+function laterHotPath(hotPath: string): string {
+  return `${hotPath}-later`;
+}
+
 export class QemuProcess {
   private constructor(
     readonly vm: string,
@@ -360,14 +365,14 @@ export class QemuProcess {
     const { control, pid, ram } = this;
     this.pager = new Pager({ control, pid, ram, source, onTrouble: ({ page, message }) => onTrouble(page, message) });
     // Its end by the end of this QEMU is no news, and trouble is told by itself.
-    this.filled = this.pager.start(hotPath).then(
+    this.filled = this.pager.start(hotPath, laterHotPath(hotPath)).then(
       () => true,
       () => false,
     );
   }
   /**
-   * Writes what this awakening needed so far into files that the next ones are filled from first, after a while. Ends before
-   * dispose() does.
+   * After a while, writes what this awakening needed so far into files that the next ones are filled from first, and beside
+   * them what it needed in that while. Ends before dispose() does.
    */
   keepHot(paths: string[], afterMs = 0): Promise<void> {
     const { pager } = this;
@@ -375,7 +380,12 @@ export class QemuProcess {
     const pages = pager.needed();
     const kept = (async () => {
       await sleep(afterMs);
-      for (const each of paths) if (!this.released) await pager.keepHot(each, pages);
+      if (this.released) return;
+      const later = pager.needed(pages);
+      for (const each of paths) {
+        if (!this.released) await pager.keepHot(each, pages);
+        if (!this.released) await pager.keepHot(laterHotPath(each), later);
+      }
     })();
     this.keeping = kept.catch(() => {}); // told to who asked for it
     return kept;
