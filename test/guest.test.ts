@@ -97,6 +97,22 @@ describe('a running guest', () => {
     await vm.until('no status', () => vm.app === '-');
   });
 
+  test('answers a ping with its own words, and then rests from beating for as long as it is told, a second at most', async () => {
+    for (const [words, restMs] of [
+      ['rest 400', 400],
+      ['rest 5000', 1000],
+      ['rest -1\nrest x', 0],
+    ] as const) {
+      vm.say(`ping 77${restMs}\n${words}\n`);
+      await vm.until('the answer', () => vm.lines.includes(`pong 77${restMs}`));
+      const count = vm.beats.length;
+      await vm.until('the next beat', () => vm.beats.length > count);
+      const [before, next] = vm.beats.slice(count - 1).map((line) => field(line, 2)) as [number, number];
+      expect(next - before).toBeGreaterThanOrEqual(restMs);
+      expect(next - before).toBeLessThan(restMs + 500);
+    }
+  });
+
   test('has a shell on its console', async () => {
     const socket = connect(vm.consolePath);
     let text = '';

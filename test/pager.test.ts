@@ -187,6 +187,41 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
     }
   });
 
+  test('what an awakening waited for after a moment is kept apart, and comes behind what was waited for before', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'shadowvm-hot-'));
+    const [hotPath, laterPath] = [join(folder, 'hot'), join(folder, 'later')];
+    try {
+      const first = await launchLazy();
+      const pager = pagerOf(first);
+      pager.throttle(1);
+      const ended = expect(pager.start()).rejects.toMatchObject({ code: 'ERR_VM_DEAD' });
+      await first.loadDevices(golden.deviceState, 10_000);
+      await first.qmp.execute('cont');
+      await until('the moment', () => pager.stats().faults >= 100);
+      const needed = pager.needed();
+      await until('more pages that the guest waits for', () => pager.stats().faults >= 200);
+      const later = pager.needed(needed);
+      expect(later.length).toBeGreaterThan(50);
+      expect(new Set([...needed, ...later]).size).toBe(needed.length + later.length);
+      await pager.keepHot(hotPath, needed);
+      await pager.keepHot(laterPath, later);
+      await first.dispose();
+      await ended;
+
+      const second = await launchLazy();
+      const next = pagerOf(second);
+      next.throttle(1);
+      const endedToo = expect(next.start(hotPath, laterPath)).rejects.toMatchObject({ code: 'ERR_VM_DEAD' });
+      await until('both', () => next.stats().filledPages === needed.length + later.length);
+      expect(next.needed()).toEqual(needed);
+      expect(next.needed(needed)).toEqual(later);
+      await second.dispose();
+      await endedToo;
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
+  });
+
   test('a page that the guest touches comes before the rest; a fill can be slow without the guest’s noticing', async () => {
     const shadow = await launchLazy();
     const pager = pagerOf(shadow);

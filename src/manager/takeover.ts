@@ -25,7 +25,7 @@ import { letRun, loadFromImage, publishPorts } from './wake.js';
 /** After its promotion a guest has the host for itself until its first heartbeat, but not longer than this. */
 const AWAKENING_MS = 500;
 /** And then so long for its answers to whoever it serves: what is left of a promotion costs CPU time. */
-const ANSWERED_MS = 150;
+const ANSWERED_MS = 250;
 /** A clock that is further behind is set before the guest answers anybody, and else when it has: setting it takes time too. */
 const CLOCK_BEHIND_MS_MAX = 250;
 /** QEMUs that may die, or refuse the state, before a promotion is given up. */

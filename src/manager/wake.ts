@@ -6,7 +6,7 @@ import type { VmSpec } from '../vm/spec.js';
 
 const LOAD_TIMEOUT_MS = 10_000;
 /** A guest that wakes up runs everything for the first time, and a heartbeat with its figures takes as long as an answer to a client. */
-const REST_MS = 150;
+const REST_MS = 300;
 
 /** Makes a waiting QEMU ready to run from the image's newest epoch. @throws PROMOTION_FAILED, QMP_* */
 export async function loadFromImage(
