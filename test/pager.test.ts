@@ -323,7 +323,7 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
     await shadow.qmp.execute('cont');
     await until('heartbeats', () => shadow.agent.beats > 1);
     await filling;
-    const useAndFree = 'yes | head -c 41943040 > /dev/shm/x && rm /dev/shm/x';
+    const useAndFree = 'dd if=/dev/zero of=/dev/shm/x bs=1M count=40 && rm /dev/shm/x';
     expect(await shadow.agent.exec(useAndFree)).toBe(0);
     const before = shadow.ram.residentBytes();
     await shadow.qmp.execute('balloon', { value: 152 * MIB });
