@@ -177,9 +177,9 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
 
       // Pages that were never used, and others that are given back, with no pager and then with no manager either.
       const resident = ram.residentBytes();
-      expect(await adopted.agent.exec('yes | head -c 41943040 > /dev/shm/x && rm /dev/shm/x')).toBe(0);
+      expect(await adopted.agent.exec('dd if=/dev/zero of=/dev/shm/x bs=1M count=40 && rm /dev/shm/x')).toBe(0);
       expect(ram.residentBytes()).toBeGreaterThan(resident);
-      await adopted.agent.exec('(sleep 0.5; while :; do yes | head -c 50331648 > /dev/shm/x; rm /dev/shm/x; done) &');
+      await adopted.agent.exec('(sleep 0.5; while :; do dd if=/dev/zero of=/dev/shm/x bs=1M count=48; rm /dev/shm/x; done) &');
       adopted.leave();
       await sleep(1500);
       const again = qemus.own(await QemuProcess.adopt(adoptionOf(launch, pid)));
