@@ -179,7 +179,9 @@ describe.each(qemuVersions)('QEMU %s', (_version, use) => {
       const resident = ram.residentBytes();
       expect(await adopted.agent.exec('dd if=/dev/zero of=/dev/shm/x bs=1M count=40 && rm /dev/shm/x')).toBe(0);
       expect(ram.residentBytes()).toBeGreaterThan(resident);
-      await adopted.agent.exec('(sleep 0.5; while :; do dd if=/dev/zero of=/dev/shm/x bs=1M count=48; rm /dev/shm/x; done) &');
+      await adopted.agent.exec(
+        '(sleep 0.5; while :; do dd if=/dev/zero of=/dev/shm/x bs=1M count=48; rm /dev/shm/x; done) &',
+      );
       adopted.leave();
       await sleep(1500);
       const again = qemus.own(await QemuProcess.adopt(adoptionOf(launch, pid)));
