@@ -332,7 +332,7 @@ Napi::Value EpochSource::Scrub(const Napi::CallbackInfo& info) {
   });
 }
 
-// awaitAnswers(offset, wanted, vcpus: ThreadWatch | null, timeoutMs): whether the counter got there
+// awaitAnswers(offset, wanted, vcpus: ThreadWatch | null, timeoutMs): whether the counter got there and they sleep
 Napi::Value EpochSource::AwaitAnswers(const Napi::CallbackInfo& info) {
   return Run(info.Env(), [&] {
     const char* const usage = "awaitAnswers(offset, wanted, vcpus, timeoutMs)";

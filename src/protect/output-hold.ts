@@ -91,10 +91,15 @@ export class OutputHold {
     this.watch = setInterval(() => this.check(), WATCH_MS).unref();
     if (before?.sent) this.sent = before.sent.of(qemu);
     else void findSentCounter(qemu).then((sent) => (this.sent = sent));
-    void watchVcpus(qemu).then((vcpus) => {
-      if (this.closed) vcpus?.close();
-      else this.vcpus = vcpus;
-    });
+    // Behind what a promotion has to tell its QEMU at once: its guest waits for that.
+    setImmediate(() => void this.watchVcpus());
+  }
+
+  private async watchVcpus(): Promise<void> {
+    if (this.closed) return;
+    const vcpus = await watchVcpus(this.qemu);
+    if (this.closed) vcpus?.close();
+    else this.vcpus = vcpus;
   }
 
   get isActive(): boolean {
