@@ -5,6 +5,8 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { InProcessManager } from '../harness/in-process.js';
 import { leftovers } from '../harness/leftovers.js';
 import { RedisConnection } from '../harness/redis.js';
+import { canAskForWakeLatency, wakeLatencyInForceUs } from '../harness/wake-latency.js';
+import { hostWakeLatencyUs } from '../src/host/awake-cpus.js';
 import { MIB } from '../src/vm/spec.js';
 
 let manager: InProcessManager;
@@ -169,6 +171,20 @@ test('a planned switchover keeps the connection', async () => {
   await sleep(500);
   await account.stop();
   expect(await redis.send('GET', 'count')).toBe(`${account.acknowledged}`);
+  redis.close();
+});
+
+test('idle CPUs stay awake while its client waits for one epoch after the other, and not for longer', async () => {
+  if (!canAskForWakeLatency) return;
+  const asked = hostWakeLatencyUs();
+  const before = wakeLatencyInForceUs();
+  await manager.shadowReady('a');
+  await manager.until('strict mode', () => strict() === 'active');
+  const redis = await connect();
+  const account = new Account(redis);
+  await expect.poll(wakeLatencyInForceUs, { timeout: 5000 }).toBe(asked === null ? before : Math.min(asked, before));
+  await account.stop();
+  await expect.poll(wakeLatencyInForceUs, { timeout: 5000 }).toBe(before);
   redis.close();
 });
 

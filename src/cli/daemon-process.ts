@@ -24,6 +24,7 @@ export interface DaemonOptions {
   subnet?: string;
   forecasts: ForecastSettings;
   allocation: Partial<AllocationSettings>;
+  letCpusSleep: boolean;
   logLevel: string;
   logToStderr: boolean;
   json: boolean;
@@ -102,6 +103,7 @@ async function startAndWait(options: DaemonOptions, ending: Ending, undo: Undo):
     log,
     forecasts: options.forecasts,
     allocation: options.allocation,
+    letCpusSleep: options.letCpusSleep,
     ...(options.bridge === undefined ? {} : { bridge: options.bridge }),
     ...(options.subnet === undefined ? {} : { subnet: options.subnet }),
   });

@@ -17,6 +17,7 @@ interface DaemonOptions {
   cpuCapacity?: number;
   memoryCapacity?: number;
   coolDown?: number;
+  letCpusSleep?: boolean;
   logLevel: string;
   verbose?: boolean;
 }
@@ -67,6 +68,7 @@ export function addDaemonVerb(program: Command): void {
             'between two changes of one thing, but for pressure; default: 10m',
           ).argParser(parse.coolDownMs),
         )
+        .option('--let-cpus-sleep', 'idle CPUs too, while clients of VMs in strict mode wait: saves power, costs speed')
         .addOption(
           new Option('--log-level <level>', 'what goes to the log')
             .choices(['trace', 'debug', 'info', 'warn', 'error'])
@@ -89,6 +91,7 @@ export function addDaemonVerb(program: Command): void {
           },
           ...(options.coolDown === undefined ? {} : { coolDownMs: options.coolDown }),
         },
+        letCpusSleep: options.letCpusSleep === true,
         logLevel: options.logLevel,
         logToStderr: options.verbose === true || process.stderr.isTTY === true,
         json: session.json,

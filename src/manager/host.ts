@@ -8,6 +8,7 @@ import { type CgroupDriver, openCgroups } from '../allocate/cgroup.js';
 import type { Capacity } from '../allocate/plan.js';
 import { ShadowVmError } from '../errors.js';
 import type { ForecastSettings } from '../forecast/outlook.js';
+import { AwakeCpus, hostWakeLatencyUs } from '../host/awake-cpus.js';
 import { BaseImages } from '../image/base-images.js';
 import { stateTag } from '../network/address.js';
 import { type Network, tapsPermitted } from '../network/network.js';
@@ -34,6 +35,8 @@ export interface HostOptions {
   /** How far apart the samples of forecasts are, and after what loads repeat. Default: 5 minutes, a day. */
   forecasts?: ForecastSettings | undefined;
   allocation?: Partial<AllocationSettings> | undefined;
+  /** Idle CPUs may sleep while clients of VMs in strict mode wait. Default: false. */
+  letCpusSleep?: boolean | undefined;
 }
 
 export interface AllocationSettings {
@@ -48,6 +51,7 @@ export interface AllocationSettings {
 export class Host {
   readonly networks: Networks;
   readonly bases = new BaseImages();
+  readonly awakeCpus: AwakeCpus;
   private kvm: { usable: boolean; reason: string } | null = null;
   private warnedOfTcg = false;
   private readonly slots = new Set<number>();
@@ -62,6 +66,7 @@ export class Host {
   ) {
     const { bridge, subnet, stateDir, events } = options;
     this.networks = new Networks({ stateDir: stateDir.root, path: stateDir.networksPath, events, bridge, subnet });
+    this.awakeCpus = new AwakeCpus(options.letCpusSleep === true ? null : hostWakeLatencyUs());
   }
 
   /** @throws QEMU_MISSING, QEMU_TOO_OLD */
@@ -90,6 +95,7 @@ export class Host {
 
   /** Takes away everything that VMs share. */
   async close(): Promise<void> {
+    this.awakeCpus.close();
     await this.networks.close();
     await this.cgroups?.sweep('');
     this.cgroups?.close();

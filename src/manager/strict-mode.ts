@@ -85,6 +85,7 @@ export class StrictMode {
     const events = {
       suspended: (why: string) => this.suspended(why),
       active: () => this.core.event('info', 'strict.active', 'from now on only what is committed leaves the guest', {}),
+      left: () => this.core.host.awakeCpus.noteRound(),
     };
     return new OutputHold(primary, this.core.sides.trail(this.side), events, before);
   }

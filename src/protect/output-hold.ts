@@ -41,6 +41,8 @@ export interface OutputHoldEvents {
   suspended(why: string): void;
   /** From now on everything that leaves is of committed epochs. */
   active(): void;
+  /** What the guest had sent in an epoch has just left. */
+  left(): void;
 }
 
 interface Hold {
@@ -245,6 +247,7 @@ export class OutputHold {
     if (this.sent === null) return;
     const left = (this.sentAtCut - this.sentAtCutBefore) & COUNTER_MASK;
     this.sentExpected = left === 0 ? null : (this.sent.read() + left) & COUNTER_MASK;
+    if (left > 0) this.events.left();
   }
 
   /** What the guest has sent since the last cut: how long that has been waiting. null when it has sent nothing. */
